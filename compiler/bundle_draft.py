@@ -1,0 +1,102 @@
+"""What a bundle is to become: compiled phases, their parameters, and what is stored once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compiler.contracts.program import Phase, TensorSpec
+from compiler.contracts.weights import Weight
+from compiler.params_file import ParamsLayout, params_layout
+
+
+@dataclass(frozen=True)
+class ModuleDraft:
+    """One compiled phase of one rank, before it is packaged.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        rank: Tensor-parallel rank.
+        tokens: Tokens of one call.
+        source_folder: The files that the target wrote; all are copied.
+        inputs: Activations, in the order of the call.
+        outputs: Results, in order.
+        params: Parameter names in the order of the call.
+        weights: Parameter name -> expression; holds every name of `params`.
+        aliases: Output name -> the input that is written in place.
+        target: What the target keeps for itself, JSON values.
+    """
+
+    phase: Phase
+    rank: int
+    tokens: int
+    source_folder: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    params: tuple[str, ...]
+    weights: Mapping[str, Weight]
+    aliases: Mapping[str, str]
+    target: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class BundleDraft:
+    """All that becomes a bundle; the fields that `Manifest` has too mean the same there.
+
+    Attributes:
+        snapshots: Path under `ir/` -> its bytes, or the file or folder to copy.
+        merge_params: Store once what several phases of a rank read.
+    """
+
+    name: str
+    digest: str
+    target: str
+    config: Mapping[str, object]
+    checkpoint: Mapping[str, object]
+    window: int
+    context: int
+    vocabulary: int
+    modules: tuple[ModuleDraft, ...]
+    passes: tuple[Mapping[str, object], ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    snapshots: Mapping[str, bytes | Path] = field(default_factory=dict)
+    merge_params: bool = True
+
+
+@dataclass(frozen=True)
+class ParamsPlan:
+    """One rank's parameter file, and which tensor each phase's parameter is.
+
+    Attributes:
+        layout: The file.
+        stored: Phase -> parameter name -> tensor name.
+    """
+
+    layout: ParamsLayout
+    stored: Mapping[Phase, Mapping[str, str]]
+
+
+def plan_params(draft: BundleDraft, rank: int) -> ParamsPlan:
+    """One tensor an expression, named by the alphabetically first parameter that is free for it."""
+    modules = [module for module in draft.modules if module.rank == rank]
+    users: dict[tuple[str, str], set[str]] = {}
+    for module in modules:
+        for param in module.params:
+            users.setdefault(_identity(draft, module, param), set()).add(param)
+    weights = {_identity(draft, m, param): m.weights[param] for m in modules for param in m.params}
+    names: dict[tuple[str, str], str] = {}
+    for identity in sorted(users, key=lambda one: (min(users[one]), one)):
+        names[identity] = _free_name(sorted(users[identity]), taken=set(names.values()))
+    stored: dict[Phase, dict[str, str]] = {
+        module.phase: {param: names[_identity(draft, module, param)] for param in module.params}
+        for module in modules
+    }
+    return ParamsPlan(params_layout({names[one]: weights[one] for one in names}), stored)
+
+
+def _identity(draft: BundleDraft, module: ModuleDraft, param: str) -> tuple[str, str]:
+    return (module.weights[param].key, "" if draft.merge_params else module.phase)
+
+
+def _free_name(wanted: Sequence[str], *, taken: set[str]) -> str:
+    numbered = (f"{wanted[0]}.{n}" for n in range(2, len(taken) + 3))
+    return next(name for name in (*wanted, *numbered) if name not in taken)

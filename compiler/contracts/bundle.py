@@ -1,0 +1,99 @@
+"""What a bundle is: the manifest's schema, and the folder that it describes.
+
+    <name>/manifest.json
+           prefill_<P>_rank<r>/  decode_<C>_rank<r>/    module files and what the target wrote of them
+           params/rank<r>.safetensors                   mapped at run time, shared by the phases
+           ir/                                          a snapshot of each phase after each pass
+           tokenizer files
+
+Writing is `compiler.stages.package`, opening and verifying `compiler.stages.open_bundle`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.contracts.program import Phase, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+PARAMS_FOLDER = "params"
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """One compiled phase of one rank.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        rank: Tensor-parallel rank.
+        folder: Folder in the bundle, relative.
+        tokens: Tokens of one call.
+        inputs: Activations, in the order of the call.
+        outputs: Results, in order; those in `aliases` are inputs written in place.
+        params: Parameter names in the order of the call, after the activations.
+        stored: Parameter name -> tensor name in the rank's parameter file.
+        aliases: Output name -> input name.
+        target: What the target keeps for itself (entry point, CPU features, ...), JSON values.
+    """
+
+    phase: Phase
+    rank: int
+    folder: str
+    tokens: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    params: tuple[str, ...]
+    stored: Mapping[str, str]
+    aliases: Mapping[str, str]
+    target: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: all that says what the bundle is. No time stamps, no absolute paths.
+
+    Attributes:
+        name: The bundle's name, from the YAML.
+        digest: sha256 over everything that decides the content (resolved config, checkpoint, tools).
+        target: The target that built it and opens it.
+        config: The resolved configuration, less the workspace.
+        checkpoint: Content digest and architecture of the checkpoint.
+        window: Prefill window P.
+        context: Positions of the KV cache C.
+        vocabulary: Number of logits.
+        modules: Compiled phases.
+        passes: The pass records: name, phase, rewrites, skips.
+        tools: Versions of what built it.
+        files: Relative path -> sha256 of every other file in the bundle.
+        sizes: Relative path -> bytes.
+    """
+
+    name: str
+    digest: str
+    target: str
+    config: Mapping[str, object]
+    checkpoint: Mapping[str, object]
+    window: int
+    context: int
+    vocabulary: int
+    modules: tuple[ModuleEntry, ...]
+    passes: tuple[Mapping[str, object], ...]
+    tools: Mapping[str, str]
+    files: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: a verified manifest and where it lies."""
+
+    path: Path
+    manifest: Manifest
+
+    def module(self, phase: Phase, *, rank: int = 0) -> ModuleEntry | None:
+        """The entry of one phase and rank; None where it was not built (prefill only)."""
+        for entry in self.manifest.modules:
+            if entry.phase == phase and entry.rank == rank:
+                return entry
+        return None

@@ -1,0 +1,65 @@
+"""What a model family is: how a checkpoint's configuration becomes a module that can be traced."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from compiler.contracts.errors import CompilerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# Where a layer is observed, in the order of computation; the names that comparisons use.
+TAP_POINTS: tuple[str, ...] = (
+    "norm1",
+    "q",
+    "k",
+    "v",
+    "q_rot",
+    "k_rot",
+    "attn",
+    "o",
+    "resid1",
+    "norm2",
+    "gate",
+    "up",
+    "act",
+    "down",
+    "resid2",
+)
+
+
+class ModelFamily(ABC):
+    """One family of checkpoints, by its `model_type`s. Stateless; `config` is config.json as parsed."""
+
+    model_types: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def violations(self, config: Mapping[str, object]) -> list[CompilerError]:
+        """What of this configuration is not supported, or contradicts itself, each by its key."""
+
+    @abstractmethod
+    def tensors(self, config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that such a checkpoint holds (a tied head is left out)."""
+
+    @abstractmethod
+    def layer_kinds(self, config: Mapping[str, object]) -> tuple[str, ...]:
+        """The kind of each layer, in order; layers of one kind have one graph."""
+
+    @abstractmethod
+    def module(self, config: Mapping[str, object], kinds: Sequence[str]) -> "torch.nn.Module":
+        """The model with one layer for each of `kinds`, parameters under their Hugging Face names.
+
+        Its forward takes (input_ids [1, T], attention_mask [1, past + T], position_ids [1, T],
+        past_key_values: a (key, value) pair a layer, each [1, kv_heads, past, head_dim]) and returns
+        (logits [1, T, vocabulary], [(key, value), ...] with past + T positions).
+        """
+
+    @abstractmethod
+    def buffers(self, config: Mapping[str, object]) -> dict[str, "np.ndarray"]:
+        """Values that no checkpoint holds (the rotary's inverse frequencies), by module path."""
+
+    @abstractmethod
+    def cache_shape(self, config: Mapping[str, object]) -> tuple[int, int]:
+        """(kv_heads, head_dim) of a layer's cache."""

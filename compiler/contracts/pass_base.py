@@ -1,0 +1,129 @@
+"""What a pass is: a frozen dataclass whose fields are its YAML options, and a `run`.
+
+The driver (`compiler.stages.rewrite`) checks order, structure, signature, report and invariants around
+every pass; a pass only matches and rewrites. It imports numpy, onnx and onnx_graphsurgeon, nothing heavier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from compiler.contracts.invariants import Invariant
+from compiler.contracts.program import PHASES, Phase, Program
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pass promises about the numbers that leave the graph.
+
+    Attributes:
+        kind: `exact` (equal to the bit), `close` (within rtol and atol), or `changes`
+            (the named outputs change; `adapt_outputs` states what still agrees).
+        rtol: Relative tolerance of `close`.
+        atol: Absolute tolerance of `close`.
+        outputs: The outputs that `changes` names.
+    """
+
+    kind: Literal["exact", "close", "changes"]
+    rtol: float = 0.0
+    atol: float = 0.0
+    outputs: tuple[str, ...] = ()
+
+    @staticmethod
+    def exact() -> "Contract":
+        """Arithmetic and its order are left alone."""
+        return Contract("exact")
+
+    @staticmethod
+    def close(rtol: float, atol: float) -> "Contract":
+        """The same value by another order of arithmetic."""
+        return Contract("close", rtol=rtol, atol=atol)
+
+    @staticmethod
+    def changes(*outputs: str) -> "Contract":
+        """The named outputs mean something else afterwards."""
+        return Contract("changes", outputs=outputs)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A candidate that the pass declined, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a pass did to one program: the names of the nodes that stand for each rewrite, and skips."""
+
+    rewrites: tuple[str, ...] = ()
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass on one phase, as the build reports it and the manifest keeps it."""
+
+    name: str
+    phase: Phase
+    rewrites: int
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of one program. Subclasses are frozen dataclasses; fields are YAML options.
+
+    Class attributes:
+        name: `verb-noun`, the YAML's spelling.
+        phases: The phases it runs in.
+        requires: Passes that must stand earlier.
+        after: Passes that, if present, must stand earlier.
+        contract: What it promises about the numbers.
+        changes_signature: Whether inputs or outputs change; then `adapt_inputs` and
+            `adapt_outputs` map the old ones to the new and back.
+    """
+
+    name: ClassVar[str]
+    phases: ClassVar[tuple[Phase, ...]] = PHASES
+    requires: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    contract: ClassVar[Contract] = Contract.exact()
+    changes_signature: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, program: Program) -> PassReport:
+        """Rewrite `program` in place. Match fully first: nothing is changed before the last check."""
+
+    def required(self) -> tuple[str, ...]:
+        """Passes that must stand earlier, given this pass's options."""
+        return self.requires
+
+    def promise(self) -> Contract:
+        """The contract, given this pass's options."""
+        return self.contract
+
+    def invariants(self, program: Program) -> tuple[Invariant, ...]:
+        """What must hold from here to the end of the pipeline."""
+        del program
+        return ()
+
+    def adapt_inputs(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """Inputs for the graph before the pass -> inputs for `program`, the graph after it.
+
+        Raises:
+            PassError: The inputs lie outside the pass's domain.
+        """
+        del program
+        return dict(old)
+
+    def adapt_outputs(self, new: Arrays, old_inputs: Arrays) -> dict[str, np.ndarray]:
+        """Outputs of the graph after the pass -> what the graph before it gives for `old_inputs`."""
+        del old_inputs
+        return dict(new)

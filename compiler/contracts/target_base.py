@@ -1,0 +1,200 @@
+"""What a target is: it says what it can do, lowers programs, and opens what it can run.
+
+A target's module is imported to list and probe it: heavy libraries stay inside the methods.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from compiler.contracts.bundle import Bundle
+from compiler.contracts.errors import CompilerError, RunError, TargetError
+from compiler.contracts.pass_base import Skip
+from compiler.contracts.program import Phase, Program
+from compiler.contracts.weights import CheckpointRef
+
+OptionValue = str | int | float | bool | None | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a target can do on this machine; `missing` says what is lacking and how to get it."""
+
+    can_build: bool
+    can_run: bool
+    missing: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The part of the configuration that a target sees.
+
+    Attributes:
+        dtype: `fp32`, `bf16`, `fp16` or `int8` (`backend.dtype`).
+        window: Prefill window P.
+        context: KV cache positions C.
+        tensor_parallel: Ranks.
+        compile: `backend.compile`, the target's own options.
+        places: Option path (`backend.compile.threads`) -> `file:line:column`, for errors.
+    """
+
+    dtype: str
+    window: int
+    context: int
+    tensor_parallel: int = 1
+    compile: Mapping[str, OptionValue] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassChoice:
+    """A pass by name, and its options."""
+
+    name: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What `Target.lower` wrote: the parameters that the module takes, in order, and its own facts."""
+
+    params: tuple[str, ...]
+    facts: Mapping[str, object]
+
+
+class Runner(ABC):
+    """One opened model with one KV cache; tokens in, the next token's logits out.
+
+    Attributes:
+        vocabulary: Number of logits.
+        context: Positions that the cache holds.
+        length: Positions filled so far.
+    """
+
+    vocabulary: int
+    context: int
+    length: int = 0
+
+    @abstractmethod
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append one or more tokens; the logits after the last of them, float32 [vocabulary].
+
+        Raises:
+            RunError: A token is outside the vocabulary, there are none, or the context is full.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forget every position from `length` on; 0 starts over."""
+        assert 0 <= length <= self.length, f"rewind to {length} of {self.length}"
+        self.length = length
+
+    def close(self) -> None:  # noqa: B027 - nothing to release is a proper default
+        """Release what the runner holds."""
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse an empty call, ids outside the vocabulary, and what the context cannot hold."""
+        if not tokens:
+            raise RunError("no tokens were given", hint="give at least one token")
+        for token in tokens:
+            if not 0 <= token < self.vocabulary:
+                raise RunError(f"token id {token} is outside the vocabulary of {self.vocabulary}")
+        if self.length + len(tokens) > self.context:
+            raise RunError(
+                f"{self.length + len(tokens)} tokens do not fit the context of {self.context}",
+                hint="shorten the prompt, or build with a longer frontend.shape.input_ids[1]",
+                code="context-full",
+            )
+
+
+class WindowedRunner(Runner):
+    """A runner over a bundle's two graphs: prompts in windows of P, single tokens by decode.
+
+    A target implements `step`; windows, padding and the context check are done here, once.
+    """
+
+    window: int
+    has_decode: bool = True
+
+    @abstractmethod
+    def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """Run one graph.
+
+        Args:
+            phase: Which graph.
+            tokens: int64 [1, P] right-padded with zeros (prefill) or [1, 1] (decode).
+            past: Cache positions that hold earlier tokens; past + valid <= context.
+            valid: How many of `tokens` are real; only their rows enter the cache.
+
+        Returns:
+            float32 [vocabulary], the logits after token `valid - 1`.
+        """
+
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        """Windows of P for several tokens, the decode graph for one."""
+        self.check_tokens(tokens)
+        logits = np.empty(0, np.float32)
+        start = 0
+        while start < len(tokens):
+            chunk = tokens[start : start + self.window]
+            phase: Phase = "decode" if len(chunk) == 1 and self.has_decode else "prefill"
+            width = 1 if phase == "decode" else self.window
+            ids = np.zeros((1, width), np.int64)
+            ids[0, : len(chunk)] = chunk
+            logits = self.step(phase, ids, past=self.length, valid=len(chunk))
+            self.length += len(chunk)
+            start += len(chunk)
+        return logits
+
+
+class Target(ABC):
+    """One backend. Stateless; made anew for each build."""
+
+    name: ClassVar[str]
+    # What `open` takes: "checkpoint", "program" or "bundle".
+    opens: ClassVar[str]
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """What can be done here, and what is missing."""
+
+    @abstractmethod
+    def constraints(self, options: TargetOptions, config: Mapping[str, object]) -> list[CompilerError]:
+        """Every violation at once, from the options and the model's config.json alone."""
+
+    def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
+        """The passes that it adds after the YAML's, by the registry's names."""
+        del options
+        return ()
+
+    def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
+        """What else decides its output (the CPU it found), JSON values; part of a bundle's digest."""
+        del options
+        return {}
+
+    def unsupported(self, program: Program) -> tuple[Skip, ...]:
+        """Nodes that it cannot lower, each with the reason."""
+        del program
+        return ()
+
+    def lower(self, program: Program, options: TargetOptions, folder: Path) -> Lowered:
+        """Compile one program into files in `folder`, deterministically.
+
+        Raises:
+            TargetError: This target lowers nothing.
+        """
+        del program, options, folder
+        raise TargetError(f"target '{self.name}' runs models, it does not build bundles")
+
+    @abstractmethod
+    def open(self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None) -> Runner:
+        """Open what `opens` says for running.
+
+        Raises:
+            MachineLacks: The machine lacks what the model needs.
+            TargetError: The model is of another kind than this target opens.
+        """

@@ -1,0 +1,217 @@
+"""Weights by reference: where a checkpoint's bytes lie, and expressions over them.
+
+A `Weight` is a lazy expression over checkpoint tensors with a known shape and dtype. Passes compose
+expressions and read no byte; packaging evaluates them a block of rows at a time, so that memory does
+not grow with the model:
+
+    cast(transpose(source("model.layers.0.mlp.up_proj.weight", (2816, 1024), "bfloat16")), "float32")
+
+Two parameters with equal `key` are the same bytes and are stored once.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: Mapping[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+}
+
+# Every value of these is a float32.
+_NARROW = ("float16", "bfloat16")
+# Evaluation reads and writes in blocks of at most this many bytes.
+CHUNK_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor's place in a file: `nbytes` bytes at `offset`, row-major, little-endian."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of the first axis, read with pread (a mapped read stays resident)."""
+        row_shape = self.shape[1:]
+        row_bytes = prod(row_shape) * DTYPES[self.dtype].itemsize
+        data = bytearray((stop - start) * row_bytes)
+        view = memoryview(data)
+        with self.file.open("rb", buffering=0) as stream:
+            done = 0
+            while done < len(data):
+                count = os.preadv(
+                    stream.fileno(), [view[done:]], self.offset + start * row_bytes + done
+                )
+                if count == 0:
+                    raise EOFError(f"{self.file} ends before byte {self.offset + len(data)}")
+                done += count
+        return np.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(stop - start, *row_shape)
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A checkpoint whose tensors were located and checked, and not read.
+
+    Attributes:
+        path: The Hugging Face folder (for a GGUF file, the converted folder in the user's cache).
+        config: `config.json` as parsed.
+        tensors: Every tensor by its Hugging Face name.
+        digest: sha256 over config.json and the content of every weight file.
+    """
+
+    path: Path
+    config: Mapping[str, object]
+    tensors: Mapping[str, StoredTensor]
+    digest: str
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of tensor `name`."""
+        return self.tensors[name].rows(start, stop)
+
+
+# name, start, stop -> rows start:stop of a checkpoint tensor
+RowReader = Callable[[str, int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An expression over checkpoint tensors. Built by the functions below, never by hand.
+
+    Attributes:
+        op: `source`, `transpose`, `cast`, `concat` or `slice`.
+        shape: Shape of the result.
+        dtype: One of `DTYPES`.
+        operands: What it is computed from.
+        attributes: The tensor's name (source), the axis and bounds (slice).
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    operands: tuple["Weight", ...] = ()
+    attributes: tuple[str | int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The expression as text: `cast(model.norm.weight, bfloat16)`."""
+        if self.op == "source":
+            return str(self.attributes[0])
+        dtype = (self.dtype,) if self.op == "cast" else ()
+        parts = [operand.key for operand in self.operands]
+        return f"{self.op}({', '.join([*parts, *map(str, self.attributes + dtype)])})"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the result in bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def sources(self) -> tuple[str, ...]:
+        """Names of the checkpoint tensors that it reads, in order, possibly repeated."""
+        if self.op == "source":
+            return (str(self.attributes[0]),)
+        return tuple(name for operand in self.operands for name in operand.sources())
+
+
+def source(name: str, shape: tuple[int, ...], dtype: str) -> Weight:
+    """A checkpoint tensor as it is."""
+    assert dtype in DTYPES, f"{name} has dtype {dtype}"
+    return Weight("source", tuple(shape), dtype, attributes=(name,))
+
+
+def transpose(operand: Weight) -> Weight:
+    """[a, b] -> [b, a]; a transpose of a transpose is the operand."""
+    assert len(operand.shape) == 2, f"transpose of {operand.shape}"
+    if operand.op == "transpose":
+        return operand.operands[0]
+    return Weight("transpose", operand.shape[::-1], operand.dtype, (operand,))
+
+
+def cast(operand: Weight, dtype: str) -> Weight:
+    """To another float type, rounding to nearest even.
+
+    To its own dtype it is the operand; a cast of a widening to float32 skips it, which is exact.
+    """
+    assert dtype in DTYPES, f"cast to {dtype}"
+    if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
+        operand = operand.operands[0]
+    return operand if operand.dtype == dtype else Weight("cast", operand.shape, dtype, (operand,))
+
+
+def concat(parts: Sequence[Weight]) -> Weight:
+    """Rows of several weights, one after the other (first axis)."""
+    assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, "concat of unlike parts"
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Weight("concat", shape, parts[0].dtype, tuple(parts))
+
+
+def cut(operand: Weight, axis: int, start: int, stop: int) -> Weight:
+    """`operand[start:stop]` on one axis."""
+    size = operand.shape[axis]
+    assert 0 <= start < stop <= size, f"slice {start}:{stop} of {size}"
+    shape = (*operand.shape[:axis], stop - start, *operand.shape[axis + 1 :])
+    return Weight("slice", shape, operand.dtype, (operand,), (axis, start, stop))
+
+
+def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
+    """Rows `start:stop` of the first axis of `weight`, [stop - start, *shape[1:]]."""
+    match weight.op:
+        case "source":
+            return read(str(weight.attributes[0]), start, stop)
+        case "cast":
+            with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
+                return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])
+        case "transpose":
+            blocks = chunks(weight.operands[0], read, limit=CHUNK_BYTES // 4)
+            return np.concatenate([block[:, start:stop].T.copy() for block in blocks], axis=1)
+        case "concat":
+            return _concat_rows(weight, read, start, stop)
+        case "slice":
+            axis, low, high = (int(attribute) for attribute in weight.attributes)
+            if axis == 0:
+                return rows(weight.operands[0], read, start + low, stop + low)
+            block = rows(weight.operands[0], read, start, stop)
+            return block[(slice(None),) * axis + (slice(low, high),)]
+        case _:
+            raise AssertionError(f"weight operator {weight.op}")
+
+
+def chunks(weight: Weight, read: RowReader, *, limit: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
+    """The whole value in order, in blocks of rows of at most `limit` bytes (one row at least)."""
+    row_bytes = max(1, weight.nbytes // max(1, weight.shape[0]))
+    step = max(1, limit // row_bytes)
+    for start in range(0, weight.shape[0], step):
+        yield rows(weight, read, start, min(start + step, weight.shape[0]))
+
+
+def value(weight: Weight, read: RowReader) -> np.ndarray:
+    """The whole value at once, for small tensors and tests."""
+    return rows(weight, read, 0, weight.shape[0])
+
+
+def _concat_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
+    found: list[np.ndarray] = []
+    base = 0
+    for part in weight.operands:
+        low, high = max(start - base, 0), min(stop - base, part.shape[0])
+        if low < high:
+            found.append(rows(part, read, low, high))
+        base += part.shape[0]
+    return found[0] if len(found) == 1 else np.concatenate(found)

@@ -1,0 +1,289 @@
+"""Names -> classes of passes, targets and model families, without importing any of them.
+
+A name comes from a built-in table below, from an installed package's entry points (groups
+`graphlower.passes`, `graphlower.targets`, `graphlower.models`), or, for a pass, from a file:
+`./my_pass.py:MyPass`. A name that two owners claim is an error that names both.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+from compiler.contracts.errors import CheckpointError, CompilerError, ConfigError, MachineLacks
+
+if TYPE_CHECKING:
+    from compiler.contracts.model_base import ModelFamily
+    from compiler.contracts.pass_base import Pass
+    from compiler.contracts.target_base import Target
+
+BUILT_IN = "graphlower"
+
+PASSES: Mapping[str, str] = {
+    "keep-qkv-bias": "passes.keep_qkv_bias:KeepQKVBias",
+    "fold-constants": "passes.fold_constants:FoldConstants",
+    "fold-mask": "passes.fold_mask:FoldMask",
+    "plan-kv-cache": "passes.plan_kv_cache:PlanKVCache",
+    "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",
+    "fuse-attention": "passes.fuse_attention:FuseAttention",
+    "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
+    "fuse-gated-mlp": "passes.fuse_gated_mlp:FuseGatedMLP",
+    "store-weights": "passes.store_weights:StoreWeights",
+}
+TARGETS: Mapping[str, str] = {
+    "tvm_llvm": "targets.llvm.target:LLVMTarget",
+    "torch": "targets.torch.target:TorchTarget",
+}
+# Names of the declared format that no class stands behind yet; a plugin may fill them.
+DECLARED_TARGETS: tuple[str, ...] = ("tvm_vacc", "onnxruntime")
+TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
+# By the `model_type` of config.json.
+MODELS: Mapping[str, str] = {
+    "qwen2": "models.qwen2:Qwen2",
+    "llama": "models.llama:Llama",
+}
+
+_Plugin = TypeVar("_Plugin")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name: its class as "module:Class", and the distribution that brings it."""
+
+    name: str
+    path: str
+    owner: str
+
+
+def passes() -> tuple[str, ...]:
+    """Names of all passes, sorted."""
+    return tuple(sorted(_table("pass", "graphlower.passes", PASSES)))
+
+
+def targets() -> tuple[str, ...]:
+    """Names of all targets that have a class, sorted, without the aliases."""
+    return tuple(sorted(_targets()))
+
+
+def declared_targets() -> tuple[str, ...]:
+    """Names that `backend.type` knows, sorted: those that have a class and those that will."""
+    return tuple(sorted({*_targets(), *DECLARED_TARGETS}))
+
+
+def models() -> tuple[str, ...]:
+    """The `model_type`s of all model families, sorted."""
+    return tuple(sorted(_table("model family", "graphlower.models", MODELS)))
+
+
+def is_file_pass(name: str) -> bool:
+    """Whether a pass is named by its file: `./my_pass.py:MyPass`."""
+    return ".py:" in name
+
+
+def load_pass(name: str, *, base: Path | None = None, where: str | None = None) -> "type[Pass]":
+    """The class of a pass.
+
+    Args:
+        name: A registered name, or `file.py:Class` with the file relative to `base`.
+        base: Folder of the YAML; the current one when None.
+        where: Place of the name, for errors.
+
+    Raises:
+        ConfigError: There is no such pass, or what the name leads to is not one.
+        MachineLacks: Its module needs a package that is not installed.
+    """
+    from compiler.contracts.pass_base import Pass
+
+    if is_file_pass(name):
+        found = _class_in_file(name, (base or Path.cwd()), Pass, where=where)
+    else:
+        entry = _entry("pass", name, _table("pass", "graphlower.passes", PASSES), where=where)
+        found = _load(entry, "pass", Pass, where=where)
+    is_decorated = "__dataclass_params__" in vars(found)
+    if not is_decorated or not isinstance(getattr(found, "name", None), str):
+        raise ConfigError(
+            f"pass '{name}' is not a frozen dataclass with a `name`",
+            where=where,
+            hint="decorate it with @dataclass(frozen=True) and give it `name: ClassVar[str]`",
+            code="bad-plugin",
+        )
+    return found
+
+
+def resolve_target(name: str, *, where: str | None = None) -> str:
+    """The target that a name or an alias means; it need not have a class yet.
+
+    Raises:
+        ConfigError: No target has that name.
+    """
+    known = declared_targets()
+    resolved = TARGET_ALIASES.get(name, name)
+    if resolved not in known:
+        raise _unknown("target", name, (*known, *TARGET_ALIASES), where=where)
+    return resolved
+
+
+def load_target(name: str, *, where: str | None = None) -> "type[Target]":
+    """The class of a target, by name or alias.
+
+    Raises:
+        ConfigError: No target has that name, or it is declared and not built yet.
+        MachineLacks: Its module needs a package that is not installed.
+    """
+    from compiler.contracts.target_base import Target
+
+    table = _targets()
+    resolved = resolve_target(name, where=where)
+    if resolved not in table:
+        raise not_built(name, where=where)
+    return _load(table[resolved], "target", Target, where=where)
+
+
+def not_built(name: str, *, where: str | None = None) -> ConfigError:
+    """The error for a target that the format declares and no class stands behind."""
+    return ConfigError(
+        f"target '{name}' is not supported yet",
+        where=where,
+        hint=f"supported: {', '.join(targets())}",
+        code="not-supported-yet",
+    )
+
+
+def load_family(model_type: str, *, where: str | None = None) -> "type[ModelFamily]":
+    """The model family of a checkpoint, by the `model_type` of its config.json.
+
+    Raises:
+        CheckpointError: No family supports that `model_type`.
+        MachineLacks: Its module needs a package that is not installed.
+    """
+    from compiler.contracts.model_base import ModelFamily
+
+    table = _table("model family", "graphlower.models", MODELS)
+    if model_type not in table:
+        raise CheckpointError(
+            f"model_type '{model_type}' is not supported",
+            where=where,
+            hint=f"supported: {', '.join(sorted(table))}",
+            code="unsupported-model-type",
+        )
+    return _load(table[model_type], "model family", ModelFamily, where=where)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is nearest to a misspelt one, if one is near."""
+    spelled = {word.lower().replace("_", "-"): word for word in known}
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), spelled, n=1, cutoff=0.6)
+    return spelled[near[0]] if near else None
+
+
+def _targets() -> dict[str, Entry]:
+    table = _table("target", "graphlower.targets", TARGETS)
+    for alias, meant in TARGET_ALIASES.items():
+        if alias in table:
+            owner = table[alias].owner
+            raise _duplicate("target", alias, BUILT_IN, f"{owner} (it is an alias of {meant})")
+    return table
+
+
+def _table(kind: str, group: str, built_in: Mapping[str, str]) -> dict[str, Entry]:
+    """Every entry of a kind by name: the built-in ones and those of installed packages."""
+    table = {name: Entry(name, path, BUILT_IN) for name, path in built_in.items()}
+    for point in metadata.entry_points(group=group):
+        owner = point.dist.name if point.dist is not None else "an unknown package"
+        entry = Entry(point.name, point.value.replace(" ", ""), owner)
+        first = table.setdefault(point.name, entry)
+        if first != entry:
+            raise _duplicate(kind, point.name, first.owner, owner)
+    return table
+
+
+def _entry(kind: str, name: str, table: Mapping[str, Entry], *, where: str | None) -> Entry:
+    if name not in table:
+        raise _unknown(kind, name, table, where=where)
+    return table[name]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], *, where: str | None) -> ConfigError:
+    names = sorted(known)
+    near = did_you_mean(name, names)
+    guess = f"did you mean '{near}'? " if near else ""
+    hint = f"{guess}{'P' if guess else 'p'}ossible: {', '.join(names)}"
+    return ConfigError(f"no {kind} is named '{name}'", where=where, hint=hint, code="unknown-name")
+
+
+def _duplicate(kind: str, name: str, first: str, second: str) -> ConfigError:
+    return ConfigError(
+        f"two packages bring a {kind} named '{name}': {first} and {second}",
+        hint="uninstall one of them, or ask its author to rename it",
+        code="duplicate-name",
+    )
+
+
+def _load(entry: Entry, kind: str, base: type[_Plugin], *, where: str | None) -> type[_Plugin]:
+    module_name, _, class_name = entry.path.partition(":")
+    said = f"{kind} '{entry.name}' of {entry.owner} ({entry.path})"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        raise _missing_module(said, e, where=where) from e
+    except (ImportError, SyntaxError) as e:
+        raise ConfigError(f"{said} cannot be loaded: {e}", where=where, code="bad-plugin") from e
+    return _class_of(module, class_name, base, said=said, where=where)
+
+
+def _class_in_file(
+    name: str, folder: Path, base: type[_Plugin], *, where: str | None
+) -> type[_Plugin]:
+    file, _, class_name = name.rpartition(":")
+    path = (folder / Path(file).expanduser()).resolve()
+    if not path.is_file():
+        hint = f"a relative path starts at the YAML's folder: {path}"
+        message = f"pass '{name}': there is no file '{file}'"
+        raise ConfigError(message, where=where, hint=hint, code="unknown-name")
+    module_name = f"graphlower_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, f"no import specification for {path}"
+    assert spec.loader is not None, f"no loader for {path}"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look the module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as e:
+        raise _missing_module(f"pass '{name}'", e, where=where) from e
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as e:
+        message = f"pass '{name}' cannot be loaded: {type(e).__name__}: {e}"
+        raise ConfigError(message, where=where, hint=f"mend {path}", code="bad-plugin") from e
+    return _class_of(module, class_name, base, said=f"pass '{name}'", where=where)
+
+
+def _missing_module(said: str, error: ModuleNotFoundError, *, where: str | None) -> CompilerError:
+    return MachineLacks(
+        f"{said} needs the module '{error.name}', which is not installed",
+        where=where,
+        hint=f"install the package that holds '{error.name}'",
+    )
+
+
+def _class_of(
+    module: ModuleType, name: str, base: type[_Plugin], *, said: str, where: str | None
+) -> type[_Plugin]:
+    found = getattr(module, name, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        near = did_you_mean(name, classes)
+        hint = f"did you mean '{near}'?" if near else f"name a subclass of {base.__name__}"
+        message = f"{said}: there is no class '{name}'"
+        raise ConfigError(message, where=where, hint=hint, code="unknown-name")
+    if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
+        message = f"{said}: '{name}' is not a {base.__name__}"
+        hint = f"derive it from {base.__module__}.{base.__name__} and implement its methods"
+        raise ConfigError(message, where=where, hint=hint, code="bad-plugin")
+    return found

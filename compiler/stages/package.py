@@ -1,0 +1,274 @@
+"""modules + weights -> a bundle on disk: whole or not at all, equal to the byte for equal inputs.
+
+Weights are evaluated and written once, a block at a time, one tensor for each distinct expression
+of a rank, whatever phases read it.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from compiler.atomic_folder import partial_folder, put_new, swap
+from compiler.bundle_draft import BundleDraft, ModuleDraft, ParamsPlan, plan_params
+from compiler.bundle_json import manifest_from_json, manifest_to_json
+from compiler.contracts.bundle import MANIFEST_FILE, PARAMS_FOLDER, Bundle, Manifest, ModuleEntry
+from compiler.contracts.errors import BundleError, CompilerError, MachineLacks
+from compiler.contracts.progress import Progress
+from compiler.contracts.weights import CheckpointRef
+from compiler.hashing import sha256_of
+from compiler.params_file import write_params
+from compiler.text import TOKENIZER_FILES
+
+__all__ = ["BundleDraft", "ModuleDraft", "check_space", "existing_bundle", "package"]
+
+IR_FOLDER = "ir"
+
+_GB = 1e9
+# The manifest, and what a file system takes for folders and part-filled blocks.
+_SLACK_BYTES = 1 << 20
+
+
+def package(
+    destination: Path,
+    draft: BundleDraft,
+    checkpoint: CheckpointRef,
+    *,
+    force: bool,
+    progress: Progress,
+) -> Bundle:
+    """Write the bundle; on any failure or interrupt the disk is as it was.
+
+    A bundle of the same digest that is already there (another build was faster) is kept and
+    returned, unless `force` is given.
+
+    Args:
+        destination: The bundle's folder; missing parents are made.
+        draft: What to write.
+        checkpoint: What the weights are computed from, and where the tokenizer's files lie.
+        force: Replace another bundle, in one step. Nothing but a bundle is ever replaced.
+        progress: Told the bytes of parameters.
+
+    Raises:
+        BundleError: Something is in the way, or the place cannot be written.
+        MachineLacks: The disk is too small.
+        CheckpointError: The checkpoint changed since it was located.
+    """
+    destination = destination.absolute()
+    kept = _may_write(destination, draft.digest, force=force)
+    if kept is not None:
+        return kept
+    plans = {rank: plan_params(draft, rank) for rank in sorted({m.rank for m in draft.modules})}
+    check_space(destination, _bytes_needed(draft, plans, checkpoint))
+    try:
+        with partial_folder(destination) as folder:
+            hashes = _write_params(folder, plans, checkpoint, progress=progress)
+            _write_files(folder, draft, checkpoint)
+            text = _write_manifest(folder, draft, plans, hashes=hashes)
+            kept = _put_in_place(folder, destination, draft.digest, force=force)
+    except OSError as error:
+        raise _cannot_write(error, destination) from error
+    if kept is not None:
+        return kept
+    return Bundle(destination, manifest_from_json(text.encode(), where=str(destination)))
+
+
+def existing_bundle(destination: Path) -> Bundle | None:
+    """The bundle that stands at `destination`, by its manifest alone; None where nothing is.
+
+    Raises:
+        BundleError: What is there is not a bundle: it is never replaced.
+    """
+    if not os.path.lexists(destination):
+        return None
+    manifest = destination / MANIFEST_FILE
+    if destination.is_symlink() or not manifest.is_file():
+        raise BundleError(
+            f"{_kind(destination)} is in the way that is not a bundle; it is never replaced",
+            where=str(destination),
+            hint="move it away, or name another folder with -o",
+            code="in-the-way",
+        )
+    return Bundle(destination, manifest_from_json(manifest.read_bytes(), where=str(manifest)))
+
+
+def check_space(destination: Path, needed: int) -> None:
+    """Refuse when the file system of `destination` has less than `needed` bytes free.
+
+    Raises:
+        MachineLacks: With both figures; nothing was written.
+    """
+    free = shutil.disk_usage(_existing_parent(destination)).free
+    if needed <= free:
+        return
+    raise MachineLacks(
+        f"the bundle needs {needed / _GB:.2f} GB of disk, {free / _GB:.2f} GB are free",
+        where=str(destination),
+        hint="free some, or name a folder on another disk with -o",
+        code="disk-space",
+    )
+
+
+def _write_params(
+    folder: Path, plans: Mapping[int, ParamsPlan], checkpoint: CheckpointRef, *, progress: Progress
+) -> dict[str, str]:
+    """Write every rank's file; relative path -> sha256."""
+    (folder / PARAMS_FOLDER).mkdir()
+    total = sum(plan.layout.nbytes for plan in plans.values())
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(done, total, "bytes")
+
+    return {
+        name: write_params(folder / name, plan.layout, checkpoint, written=written)
+        for name, plan in ((_params_file(rank), plan) for rank, plan in plans.items())
+    }
+
+
+def _write_files(folder: Path, draft: BundleDraft, checkpoint: CheckpointRef) -> None:
+    for source in _tokenizer_files(checkpoint):
+        shutil.copyfile(source, folder / source.name)
+    for module in draft.modules:
+        _copy(module.source_folder, folder / _module_folder(module, draft))
+    for name, content in draft.snapshots.items():
+        _copy(content, folder / IR_FOLDER / name)
+
+
+def _copy(content: bytes | Path, target: Path) -> None:
+    """Content only: modes and times are the file system's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+    elif content.is_dir():
+        shutil.copytree(content, target, copy_function=shutil.copyfile)
+    else:
+        shutil.copyfile(content, target)
+
+
+def _write_manifest(
+    folder: Path, draft: BundleDraft, plans: Mapping[int, ParamsPlan], *, hashes: Mapping[str, str]
+) -> str:
+    found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    manifest = Manifest(
+        name=draft.name,
+        digest=draft.digest,
+        target=draft.target,
+        config=draft.config,
+        checkpoint=draft.checkpoint,
+        window=draft.window,
+        context=draft.context,
+        vocabulary=draft.vocabulary,
+        modules=tuple(_entry(module, draft, plans[module.rank]) for module in draft.modules),
+        passes=draft.passes,
+        tools=draft.tools,
+        files={name: hashes.get(name) or sha256_of(path) for name, path in found.items()},
+        sizes={name: path.stat().st_size for name, path in found.items()},
+    )
+    text = manifest_to_json(manifest)
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8", newline="\n")
+    return text
+
+
+def _entry(module: ModuleDraft, draft: BundleDraft, plan: ParamsPlan) -> ModuleEntry:
+    return ModuleEntry(
+        phase=module.phase,
+        rank=module.rank,
+        folder=_module_folder(module, draft),
+        tokens=module.tokens,
+        inputs=module.inputs,
+        outputs=module.outputs,
+        params=module.params,
+        stored=plan.stored[module.phase],
+        aliases=module.aliases,
+        target=module.target,
+    )
+
+
+def _may_write(destination: Path, digest: str, *, force: bool) -> Bundle | None:
+    """None when the bundle may be written; the equal one that stands there and is to be kept."""
+    existing = existing_bundle(destination)
+    if existing is None or force:
+        return None
+    if existing.manifest.digest == digest:
+        return existing
+    raise BundleError(
+        "another bundle is in the way, of another configuration, checkpoint or tools",
+        where=str(destination),
+        hint="replace it with --force, or name another folder with -o",
+        code="bundle-exists",
+    )
+
+
+def _put_in_place(folder: Path, destination: Path, digest: str, *, force: bool) -> Bundle | None:
+    """Rename the finished folder; the bundle that another build put there in the meantime."""
+    kept = _may_write(destination, digest, force=force)
+    if kept is not None:
+        return kept
+    if os.path.lexists(destination):
+        swap(folder, destination)
+        return None
+    try:
+        put_new(folder, destination)
+    except FileExistsError:  # in this very moment: decide again
+        return _put_in_place(folder, destination, digest, force=force)
+    return None
+
+
+def _bytes_needed(
+    draft: BundleDraft, plans: Mapping[int, ParamsPlan], checkpoint: CheckpointRef
+) -> int:
+    params = sum(plan.layout.nbytes for plan in plans.values())
+    modules = sum(_size(module.source_folder) for module in draft.modules)
+    snapshots = sum(_size(content) for content in draft.snapshots.values())
+    tokenizer = sum(_size(source) for source in _tokenizer_files(checkpoint))
+    return params + modules + snapshots + tokenizer + _SLACK_BYTES
+
+
+def _size(content: bytes | Path) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    files = content.rglob("*") if content.is_dir() else (content,)
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _tokenizer_files(checkpoint: CheckpointRef) -> list[Path]:
+    return [path for name in TOKENIZER_FILES if (path := checkpoint.path / name).is_file()]
+
+
+def _module_folder(module: ModuleDraft, draft: BundleDraft) -> str:
+    length = module.tokens if module.phase == "prefill" else draft.context
+    return f"{module.phase}_{length}_rank{module.rank}"
+
+
+def _params_file(rank: int) -> str:
+    return f"{PARAMS_FOLDER}/rank{rank}.safetensors"
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return "a symbolic link"
+    return "a folder" if path.is_dir() else "a file"
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def _cannot_write(error: OSError, destination: Path) -> CompilerError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineLacks(
+            f"the disk is full: {error.strerror}",
+            where=str(destination),
+            hint="free some, or name a folder on another disk with -o",
+            code="disk-space",
+        )
+    return BundleError(
+        f"the bundle cannot be written: {error}",
+        where=str(destination),
+        hint="name a folder that can be written with -o",
+        code="cannot-write",
+    )

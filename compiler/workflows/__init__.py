@@ -1,0 +1,1 @@
+"""The verbs: each file is a table of contents that composes stages."""

@@ -1,0 +1,140 @@
+"""config -> bundle: checkpoint, trace, rewrite, lower, package."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from compiler.config import BuildConfig
+from compiler.contracts.pass_base import PassRecord
+from compiler.contracts.program import Program, ProgramSet
+from compiler.contracts.progress import Progress, StageRecord
+from compiler.contracts.target_base import Lowered, Target
+from compiler.contracts.weights import CheckpointRef
+from compiler.stages.lower import lower_program
+from compiler.stages.package import BundleDraft, ModuleDraft, existing_bundle, package
+from compiler.stages.rewrite import Rewritten, rewrite
+from compiler.workflows.plan import Plan, locate, plan_build, traced
+from compiler.workflows.processes import run_parallel
+from compiler.workflows.stage_clock import StageClock
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did; `stages` and `passes` are empty when the bundle was up to date."""
+
+    bundle: Path
+    digest: str
+    up_to_date: bool
+    stages: tuple[StageRecord, ...]
+    passes: tuple[PassRecord, ...]
+
+
+def build(
+    config: BuildConfig,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build the bundle that `config` describes.
+
+    Args:
+        config: Checked configuration.
+        output: The bundle's folder; by default `<workspace.path>/<name>`.
+        force: Replace another bundle that stands there.
+        progress: Receives stages and their progress.
+
+    Raises:
+        CompilerError: Whatever is wrong, by its kind; nothing half-written is left.
+    """
+    clock = StageClock(progress or Progress())
+    destination = output or config.workspace_path / config.name
+    with clock.stage("checkpoint"):
+        checkpoint = locate(config, progress=clock.progress)
+        plan = plan_build(config, checkpoint)
+    standing = existing_bundle(destination)
+    if standing is not None and standing.manifest.digest == plan.digest and not force:
+        clock.progress.note(f"{destination} is up to date")
+        return BuildResult(destination, plan.digest, True, (), ())
+    with clock.stage("trace"):
+        programs = traced(config, checkpoint)
+    with clock.stage("rewrite"):
+        rewritten = rewrite(programs, plan.passes, progress=clock.progress)
+    with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
+        with clock.stage("lower"):
+            modules = _lower(config, plan.target, rewritten.programs, Path(scratch))
+        with clock.stage("package"):
+            draft = _draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
+            bundle = package(
+                destination, draft, checkpoint, force=force, progress=clock.progress
+            )
+    logger.info("built %s, digest %s", bundle.path, plan.digest)
+    return BuildResult(
+        bundle.path, plan.digest, False, tuple(clock.records), rewritten.records
+    )
+
+
+def _lower(
+    config: BuildConfig, target: Target, programs: ProgramSet, scratch: Path
+) -> tuple[ModuleDraft, ...]:
+    """Every phase in a process of its own, at most `workspace.workers` at once."""
+    options = config.target_options()
+    folders = [scratch / program.phase for program in programs]
+    calls = [
+        (type(target), program, options, folder)
+        for program, folder in zip(programs, folders, strict=True)
+    ]
+    lowered = run_parallel(lower_program, calls, workers=config.workspace.workers)
+    return tuple(
+        _module(program, result, folder)
+        for program, result, folder in zip(programs, lowered, folders, strict=True)
+    )
+
+
+def _module(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
+    return ModuleDraft(
+        phase=program.phase,
+        rank=0,
+        tokens=program.tokens,
+        source_folder=folder,
+        inputs=program.inputs(),
+        outputs=program.outputs(),
+        params=lowered.params,
+        weights=program.weights,
+        aliases=program.aliases,
+        target=lowered.facts,
+    )
+
+
+def _draft(
+    config: BuildConfig,
+    checkpoint: CheckpointRef,
+    plan: Plan,
+    *,
+    rewritten: Rewritten,
+    modules: Sequence[ModuleDraft],
+) -> BundleDraft:
+    logits = next(spec for spec in modules[0].outputs if spec.name == "logits")
+    return BundleDraft(
+        name=config.name,
+        digest=plan.digest,
+        target=plan.target.name,
+        config=config.resolved(),
+        checkpoint={
+            "sha256": checkpoint.digest,
+            "model_type": checkpoint.config.get("model_type"),
+            "architectures": checkpoint.config.get("architectures"),
+        },
+        window=config.frontend.shape.window,
+        context=config.frontend.shape.context_or_window,
+        vocabulary=int(logits.shape[-1]),
+        modules=tuple(modules),
+        passes=tuple(asdict(record) for record in rewritten.records),
+        tools=plan.tools,
+        snapshots=rewritten.snapshots,
+        merge_params=config.backend.merge_params,
+    )

@@ -1,0 +1,128 @@
+"""What a build and a check do before anything heavy: resolve, verify, decide, trace."""
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler import registry
+from compiler.config import BuildConfig, build_passes
+from compiler.contracts.errors import CompilerError, raise_all
+from compiler.contracts.model_base import ModelFamily
+from compiler.contracts.program import ProgramSet
+from compiler.contracts.progress import Progress
+from compiler.contracts.target_base import PassChoice, Target
+from compiler.contracts.weights import CheckpointRef
+from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
+from compiler.stages.rewrite import PlannedPass, check_order
+from compiler.stages.trace import trace
+from compiler.workflows.processes import run_isolated
+
+_TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
+_OWN_PACKAGES = ("compiler", "models", "passes", "targets")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be built.
+
+    Attributes:
+        target: The target of `backend.type`.
+        passes: The YAML's passes, then the target's, in order.
+        tools: Versions of what decides the output.
+        digest: sha256 over configuration, checkpoint, tools and the target's own facts.
+    """
+
+    target: Target
+    passes: tuple[PlannedPass, ...]
+    tools: Mapping[str, str]
+    digest: str
+
+
+def locate(config: BuildConfig, *, progress: Progress) -> CheckpointRef:
+    """The checkpoint, its files and tensors verified."""
+    checkpoint = locate_checkpoint(
+        config.checkpoint,
+        base=config.path.absolute().parent,
+        supported=registry.models(),
+        progress=progress,
+    )
+    verify_tensors(checkpoint, family_of(checkpoint))
+    return checkpoint
+
+
+def family_of(checkpoint: CheckpointRef) -> ModelFamily:
+    """The model family of a located checkpoint."""
+    return registry.load_family(str(checkpoint.config["model_type"]))()
+
+
+def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
+    """Decide everything that a build does; every violation of the target and the order at once.
+
+    Raises:
+        CompilerErrors: The target's constraints and the passes' order, together.
+    """
+    target = registry.load_target(config.backend.type, where=config.place("backend.type"))()
+    options = config.target_options()
+    errors: list[CompilerError] = [*target.constraints(options, checkpoint.config)]
+    passes = (*_declared(config), *_added(target.passes(options), target.name))
+    try:
+        check_order(passes)
+    except CompilerError as error:
+        errors.append(error)
+    raise_all(errors)
+    tools = tool_versions()
+    decisive = {
+        "config": config.digest(),
+        "checkpoint": checkpoint.digest,
+        "tools": dict(tools),
+        "target": dict(target.fingerprint(options)),
+    }
+    text = json.dumps(decisive, sort_keys=True)
+    return Plan(target, passes, tools, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _declared(config: BuildConfig) -> tuple[PlannedPass, ...]:
+    built = build_passes(config)
+    return tuple(
+        PlannedPass(one, spec.place) for one, spec in zip(built, config.pass_list, strict=True)
+    )
+
+
+def _added(choices: Sequence[PassChoice], target: str) -> tuple[PlannedPass, ...]:
+    place = f"target {target}"
+    return tuple(
+        PlannedPass(registry.load_pass(choice.name, where=place)(**choice.options), place)
+        for choice in choices
+    )
+
+
+def traced(config: BuildConfig, checkpoint: CheckpointRef) -> ProgramSet:
+    """The two programs as traced, by a child process that takes torch's memory with it."""
+    shape = config.frontend.shape
+    return run_isolated(trace_checkpoint, checkpoint, shape.window, shape.context)
+
+
+def trace_checkpoint(checkpoint: CheckpointRef, window: int, context: int | None) -> ProgramSet:
+    """The child's work."""
+    return trace(family_of(checkpoint), checkpoint, window=window, context=context)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that decide a bundle, and a digest of this one's own sources."""
+    versions = {name: importlib.metadata.version(name) for name in _TOOLS}
+    versions["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
+    versions["graphlower-sources"] = _sources_digest()
+    return versions
+
+
+def _sources_digest() -> str:
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for file in sorted(f for name in _OWN_PACKAGES for f in (root / name).rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

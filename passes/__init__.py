@@ -1,0 +1,1 @@
+"""The built-in passes: one a file, found through the registry, never imported by the compiler."""

@@ -1,0 +1,102 @@
+"""Matrices are stored as the checkpoint lays them out, in the dtype that the backend declares.
+
+    MatMul(x, W[in, out])   ->  MatMul(x, Transpose(Cast(W[out, in])))
+    Gather(E[V, H], ids)    ->  Cast(Gather(E[V, H], ids))
+
+A linear's rows are then contiguous for one output, an embedding and the head tied to it are the same
+bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32. Declines a
+matrix that something else reads. With float32, or with the dtype that the checkpoint has, nothing is
+rounded; else each weight is rounded once, to nearest even, and arithmetic stays float32.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
+from compiler.contracts.program import Program
+from compiler.contracts.weights import Weight, cast, transpose
+from passes._match import add_node, replace_uses
+
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+_ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
+# Unit roundoff: half a unit in the last place of a significand of 8 and 11 bits.
+_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+def _set_storage(program: Program, parameter: gs.Variable, weight: Weight) -> None:
+    program.weights[parameter.name] = weight
+    parameter.shape = list(weight.shape)
+    parameter.dtype = _ONNX.get(weight.dtype, np.dtype(np.float32))
+
+
+def _widened(program: Program, name: str, tensor: gs.Tensor, dtype: str) -> gs.Tensor:
+    if dtype == "float32":
+        return tensor
+    attrs: dict[str, object] = {"to": int(onnx.TensorProto.FLOAT)}
+    return add_node(program.graph, "Cast", f"{name}/Cast", [tensor], attrs=attrs)
+
+
+def _store_linear(program: Program, parameter: gs.Variable, node: gs.Node, dtype: str) -> None:
+    stem = node.name.rpartition("/")[0]
+    _set_storage(program, parameter, cast(transpose(program.weights[parameter.name]), dtype))
+    widened = _widened(program, stem, parameter, dtype)
+    turned = add_node(
+        program.graph, "Transpose", f"{stem}/Transpose", [widened], attrs={"perm": [1, 0]}
+    )
+    replace_uses(program.graph, parameter, turned, readers=[node])
+
+
+def _store_table(program: Program, parameter: gs.Variable, node: gs.Node, dtype: str) -> None:
+    _set_storage(program, parameter, cast(program.weights[parameter.name], dtype))
+    if dtype == "float32":
+        return
+    rows, readers = node.outputs[0], list(node.outputs[0].outputs)
+    widened = _widened(program, node.name.rpartition("/")[0], rows, dtype)
+    replace_uses(program.graph, rows, widened, readers=readers)
+
+
+def store_weights(program: Program, dtype: str) -> PassReport:
+    """Rewrite each matrix of the weight table."""
+    rewrites: list[str] = []
+    skips: list[Skip] = []
+    for parameter in list(program.graph.inputs):
+        weight = program.weights.get(parameter.name)
+        if weight is None or len(weight.shape) != 2:
+            continue
+        node = parameter.outputs[0]
+        if len(parameter.outputs) != 1:
+            readers = [reader.name for reader in parameter.outputs]
+            skips.append(Skip(parameter.name, f"it is read by {readers}, expected one node"))
+        elif node.op == "MatMul" and node.inputs[1] is parameter:
+            _store_linear(program, parameter, node, dtype)
+            rewrites.append(node.name)
+        elif node.op == "Gather" and node.inputs[0] is parameter and weight.dtype != dtype:
+            _store_table(program, parameter, node, dtype)
+            rewrites.append(node.name)
+        elif node.op not in ("Gather", "Cast", "Transpose"):
+            skips.append(Skip(parameter.name, f"{node.name} reads it, no MatMul and no Gather"))
+    program.graph.cleanup().toposort()
+    return PassReport(tuple(rewrites), tuple(skips))
+
+
+@dataclass(frozen=True)
+class StoreWeights(Pass):
+    """W[in, out] float32 -> W[out, in] in `dtype`, widened where it is read."""
+
+    name: ClassVar = "store-weights"
+    after: ClassVar = ("insert-strided-slice", "fuse-attention")
+    dtype: StorageDtype = "float32"
+
+    def promise(self) -> Contract:
+        """Exact in float32; else one rounding of each weight."""
+        if self.dtype == "float32":
+            return Contract.exact()
+        return Contract.close(rtol=0.0, atol=8 * _ROUNDOFF[self.dtype])
+
+    def run(self, program: Program) -> PassReport:
+        """Store each linear's weight and each table once."""
+        return store_weights(program, self.dtype)

@@ -1,0 +1,1 @@
+"""Targets: one folder each, with the same files, found through the registry."""

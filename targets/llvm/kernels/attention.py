@@ -1,0 +1,71 @@
+"""Causal grouped-query attention over a KV cache whose new rows are already written.
+
+Scores never exist as a [tokens, context] matrix: both forms walk over the keys in blocks and rescale
+what they have (online softmax: Milakov and Gimelshein, https://arxiv.org/abs/1805.02867; blocked:
+FlashAttention, https://arxiv.org/abs/2205.14135; keys split over threads for one token:
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+"""
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
+from tvm.tirx.script.builder import ir as T
+
+from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.attention_shape import AttentionShape, Operands
+from targets.llvm.kernels.decode_attention import emit_decode
+from targets.llvm.kernels.prefill_attention import emit_prefill
+
+
+def attention(
+    tokens: int,
+    heads: int,
+    *,
+    kv_heads: int,
+    head_dim: int,
+    context: int,
+    scale: float,
+    cache_dtype: str,
+    features: CpuFeatures,
+) -> PrimFunc:
+    """Build softmax(scale * q @ k.T, over the allowed keys) @ v.
+
+    Row i stands at position past_length + i. It attends to the keys j <= past_length + i with
+    j < past_length + valid_length; where there is none, its output is zero. Query head h reads
+    kv head h // (heads / kv_heads). Loops end at the last allowed key, not at `context`; cache rows
+    past it may hold anything.
+
+    Args:
+        tokens: Query rows; 1 is decode.
+        heads: Query heads, a multiple of `kv_heads`.
+        kv_heads: Heads of the caches.
+        head_dim: Elements of one head.
+        context: Rows of the caches; past_length + valid_length may not exceed it.
+        scale: Factor on the scores.
+        cache_dtype: float32, bfloat16 or float16; arithmetic is fp32.
+        features: What the code may use.
+
+    Returns:
+        A scheduled function of q [tokens, heads, head_dim] fp32, k_cache and v_cache
+        [context, kv_heads, head_dim], past_length [1] int64, valid_length [1] int64,
+        out [tokens, heads, head_dim] fp32.
+    """
+    assert heads % kv_heads == 0, f"{heads} heads do not divide over {kv_heads} kv heads"
+    shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, scale)
+    cache = (context, kv_heads, head_dim)
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("attention")
+            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+            operands = Operands(
+                q=T.arg("q", T.buffer((tokens, heads, head_dim), "float32")),
+                k_cache=T.arg("k_cache", T.buffer(cache, cache_dtype)),
+                v_cache=T.arg("v_cache", T.buffer(cache, cache_dtype)),
+                past_length=T.arg("past_length", T.buffer((1,), "int64")),
+                valid_length=T.arg("valid_length", T.buffer((1,), "int64")),
+                out=T.arg("out", T.buffer((tokens, heads, head_dim), "float32")),
+            )
+            if tokens == 1:
+                emit_decode(operands, shape, features=features)
+            else:
+                emit_prefill(operands, shape, features=features)
+    return builder.get()

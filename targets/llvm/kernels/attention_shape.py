@@ -1,0 +1,34 @@
+"""What both forms of attention are built from: static sizes and the function's buffers."""
+
+from dataclasses import dataclass
+
+from tvm.tirx import Buffer
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Static sizes; `scale` multiplies the scores."""
+
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    scale: float
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one kv head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of the function under construction; shapes as in `attention`."""
+
+    q: Buffer
+    k_cache: Buffer
+    v_cache: Buffer
+    past_length: Buffer
+    valid_length: Buffer
+    out: Buffer

@@ -1,0 +1,56 @@
+"""Write the new rows of keys or values into their cache, in place."""
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
+from tvm.tirx.script.builder import ir as T
+
+from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.vector_math import chunks, load, narrow, store
+
+
+def cache_update(
+    tokens: int,
+    kv_heads: int,
+    *,
+    head_dim: int,
+    context: int,
+    cache_dtype: str,
+    features: CpuFeatures,
+) -> PrimFunc:
+    """Build cache[past_length + i] = rows[i] for i < valid_length.
+
+    Args:
+        tokens: Rows given; those from `valid_length` on are padding and are not written.
+        kv_heads: Heads of the cache.
+        head_dim: Elements of one head.
+        context: Rows of the cache; a row that would fall outside is not written.
+        cache_dtype: float32, bfloat16 or float16; rounded to nearest, ties to even.
+        features: What the code may use.
+
+    Returns:
+        A scheduled function of cache [context, kv_heads, head_dim], written **in place**, rows
+        [tokens, kv_heads, head_dim] fp32, past_length [1] int64, valid_length [1] int64. For
+        `relax.call_tir_inplace` the cache is argument 0: `inplace_indices=[0]`.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("cache_update")
+            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+            cache = T.arg("cache", T.buffer((context, kv_heads, head_dim), cache_dtype))
+            rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), "float32"))
+            past_length = T.arg("past_length", T.buffer((1,), "int64"))
+            valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
+            first = T.Bind(T.max(past_length[0], _int64(0)))
+            valid = T.min(valid_length[0], _int64(tokens))
+            count = T.Bind(T.max(T.min(valid, _int64(context) - first), _int64(0)))
+            with T.serial(count) as i, T.serial(_int64(kv_heads)) as head:
+                for d, width in chunks(head_dim, features.lanes):
+                    value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
+                    store(cache, (first + i, head, d), value, lanes=width)
+    return builder.get()
+
+
+def _int64(value: int) -> Expr:
+    return tirx.const(value, "int64")

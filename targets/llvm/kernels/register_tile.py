@@ -1,0 +1,63 @@
+"""The inner loop that the matrix product and prefill's attention share: an outer-product tile.
+
+acc[m][n] += sum over k of a[m][k] * b[n][k], where a[m][k] is a vector (rows lie in the lanes, so
+no sum ever crosses a vector) and b[n][k] is one fp32 number, broadcast to all lanes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+from tvm.tirx import Buffer
+from tvm.tirx.script.builder import ir as T
+
+from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.vector_math import assign, register, splat, value_of
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """`vectors` x `columns` accumulators of `lanes` fp32; both fit the registers with operands."""
+
+    vectors: int
+    columns: int
+    lanes: int
+
+
+def tile_shape(features: CpuFeatures) -> TileShape:
+    """3 x 8 accumulators with 32 registers, 3 x 4 with 16; a vector and a broadcast fit beside."""
+    return TileShape(3, 8 if features.vector_registers == 32 else 4, features.lanes)
+
+
+def multiply_accumulate(
+    accumulators: list[list[Buffer]],
+    depth: Expr | int,
+    *,
+    left: Callable[[int, Expr], Expr],
+    right: Callable[[int, Expr], Expr],
+    unroll: int = 1,
+) -> None:
+    """Emit acc[m][n] += sum over k < depth of left(m, k) * right(n, k).
+
+    Args:
+        accumulators: Registers of `lanes` fp32, [vectors][columns].
+        depth: Number of products, a multiple of `unroll`.
+        left: Vector m at depth k.
+        right: Scalar n at depth k.
+        unroll: Products in one turn of the loop.
+    """
+    lanes = int(accumulators[0][0].shape[0])
+    with T.serial(depth // unroll) as step:
+        for u in range(unroll):
+            k = step * unroll + u
+            vectors = [T.Bind(left(m, k)) for m in range(len(accumulators))]
+            for n in range(len(accumulators[0])):
+                factor = T.Bind(splat(right(n, k), lanes))
+                for m, vector in enumerate(vectors):
+                    accumulator = accumulators[m][n]
+                    assign(accumulator, value_of(accumulator) + vector * factor)
+
+
+def zeros(vectors: int, columns: int, lanes: int) -> list[list[Buffer]]:
+    """Emit [vectors][columns] registers holding zero."""
+    return [[register(lanes) for _ in range(columns)] for _ in range(vectors)]

@@ -1,0 +1,56 @@
+"""y = gate * sigmoid(gate) * up, the gated activation of Qwen's MLP (https://arxiv.org/abs/2002.05202)."""
+
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
+from tvm.tirx.script.builder import ir as T
+
+from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.parallel_loop import parallel_or_serial
+from targets.llvm.kernels.vector_math import chunks, exp, load, splat, store
+
+
+def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
+    """Build the activation for static shapes.
+
+    Args:
+        rows: Rows of all three matrices.
+        width: Columns of all three.
+        features: What the code may use.
+
+    Returns:
+        A scheduled function of gate, up and y, each [rows, width] fp32.
+    """
+    lanes = features.lanes
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("silu_mul")
+            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+            gate, up, y = (
+                T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up", "y")
+            )
+
+            def activate(row: Expr, k: Expr | int, count: int) -> None:
+                at = (row, k)
+                value = _silu(T.Bind(load(gate, at, count)), count)
+                store(y, at, value * load(up, at, count), lanes=count)
+
+            # One row is cut into pieces for the threads; of many, each is a piece.
+            pieces = 8 if rows == 1 and width % (8 * lanes) == 0 else 1
+            length = width // pieces
+            whole = length - length % lanes
+            with parallel_or_serial(rows * pieces, elements=rows * width) as task:
+                row, start = task // pieces, task % pieces * length
+                with T.serial(whole // lanes) as step:
+                    activate(row, start + step * lanes, lanes)
+                for k, count in chunks(length - whole, lanes):
+                    activate(row, whole + k, count)
+    return builder.get()
+
+
+def _silu(gate: Expr, lanes: int) -> Expr:
+    """Emit gate * sigmoid(gate) by exp(-|gate|), which cannot overflow."""
+    decay = exp(T.Bind(T.min(gate, splat(0.0, lanes) - gate)), lanes)
+    one = splat(1.0, lanes)
+    sigmoid = T.Select(gate >= splat(0.0, lanes), one, decay) / (one + decay)
+    return T.Bind(gate * sigmoid)

@@ -1,0 +1,32 @@
+"""Program -> shared library, in one function; imported only where something is built."""
+
+from pathlib import Path
+
+from compiler.contracts.program import Program
+from compiler.relax import import_tvm, relax_from_program
+from targets.llvm.features import CpuFeatures, llvm_target
+from targets.llvm.link import link_shared
+
+ENTRY = "main"
+
+
+def write_library(
+    program: Program, library: Path, *, features: CpuFeatures, threads: int
+) -> None:
+    """Import, lower and link; equal programs, features and threads give equal bytes.
+
+    Raises:
+        MachineLacks: TVM or a linker is missing.
+        TargetError: TVM's importer lacks an operator.
+    """
+    tvm = import_tvm()
+    from targets.llvm.fused import fused_converters
+    from targets.llvm.pipeline import pipeline
+
+    module = relax_from_program(program, fused=fused_converters(features))
+    executable = tvm.compile(
+        module,
+        target=tvm.target.Target(llvm_target(features, threads=threads)),
+        relax_pipeline=pipeline(features, threads=threads),
+    )
+    executable.export_library(str(library), fcompile=link_shared)

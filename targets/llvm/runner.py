@@ -1,0 +1,138 @@
+"""Runs a bundle with TVM's runtime alone: weights mapped, caches updated in place.
+
+Neither torch nor the TVM compiler is imported here; see `compiler.relax.lean`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
+from compiler.contracts.errors import BundleError, MachineLacks
+from compiler.contracts.program import Phase
+from compiler.contracts.target_base import WindowedRunner
+from compiler.relax.lean import import_tvm_ffi
+from targets.llvm.features import CpuFeatures, detect, missing
+
+# Kernels load whole vectors from the start of a tensor.
+_ALIGNMENT = 64
+_CPU_DEVICE, _POOLED_ALLOCATOR = 1, 2
+# numpy lacks bfloat16: such a tensor is mapped as 16-bit integers and seen as bfloat16.
+_MAPPED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
+
+
+class LLVMRunner(WindowedRunner):
+    """One bundle, one KV cache."""
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        entries = [e for p in ("prefill", "decode") if (e := bundle.module(p)) is not None]
+        for entry in entries:
+            _check_features(bundle, entry)
+        _set_threads(threads)
+        self._ffi = import_tvm_ffi()
+        manifest = bundle.manifest
+        self.window, self.context = manifest.window, manifest.context
+        self.vocabulary = manifest.vocabulary
+        self.has_decode = any(entry.phase == "decode" for entry in entries)
+        self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
+        self._functions = {entry.phase: self._load(bundle, entry) for entry in entries}
+        mapped = map_parameters(bundle.path / PARAMS_FOLDER / "rank0.safetensors")
+        tensors = {name: self._tensor(*value) for name, value in mapped.items()}
+        self._params = {
+            entry.phase: [tensors[entry.stored[name]] for name in entry.params] for entry in entries
+        }
+        self._caches = self._new_caches(entries[0])
+
+    def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """One call of one graph; the caches change in place."""
+        given = {
+            "input_ids": tokens,
+            "past_length": np.array([past], np.int64),
+            "valid_length": np.array([valid], np.int64),
+        }
+        arguments = [
+            self._caches[spec.name]
+            if spec.name in self._caches
+            else self._tensor(_aligned_copy(given[spec.name]))
+            for spec in self._entries[phase].inputs
+        ]
+        outputs = self._functions[phase](*arguments, *self._params[phase])
+        return np.from_dlpack(outputs[0]).reshape(-1)[-self.vocabulary :].copy()
+
+    def _load(self, bundle: Bundle, entry: ModuleEntry) -> object:
+        library = bundle.path / entry.folder / str(entry.target["library"])
+        executable = self._ffi.load_module(str(library))["vm_load_executable"]()
+        executable["vm_initialization"](_CPU_DEVICE, 0, _POOLED_ALLOCATOR)
+        return executable["main"]
+
+    def _tensor(self, array: np.ndarray, dtype: str | None = None) -> object:
+        tensor = self._ffi.from_dlpack(array)
+        if dtype is None:
+            return tensor
+        view = self._ffi.get_global_func("runtime.TVMTensorCreateView")
+        return view(tensor, self._ffi.Shape(array.shape), self._ffi.dtype(dtype), 0)
+
+    def _new_caches(self, entry: ModuleEntry) -> dict[str, object]:
+        caches = {}
+        for spec in entry.inputs:
+            if spec.name not in entry.aliases.values():
+                continue
+            shape = tuple(int(axis) for axis in spec.shape)
+            caches[spec.name] = self._tensor(_aligned_zeros(shape, np.dtype(spec.dtype)))
+        return caches
+
+
+def map_parameters(file: Path) -> Mapping[str, tuple[np.ndarray, str | None]]:
+    """Every tensor of a safetensors file as a mapped array, and the dtype it stands for."""
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes))
+    data = np.memmap(file, dtype=np.uint8, mode="c", offset=0)
+    start = 8 + header_bytes
+    found: dict[str, tuple[np.ndarray, str | None]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__" or entry["dtype"] not in _MAPPED:
+            continue
+        begin, end = entry["data_offsets"]
+        if (start + begin) % _ALIGNMENT:
+            raise BundleError(f"tensor '{name}' does not start at {_ALIGNMENT} bytes", where=str(file))
+        array = data[start + begin : start + end].view(_MAPPED[entry["dtype"]])
+        dtype = "bfloat16" if entry["dtype"] == "BF16" else None
+        found[name] = (array.reshape(entry["shape"]), dtype)
+    return found
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.zeros(nbytes + _ALIGNMENT, np.uint8)
+    offset = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[offset : offset + nbytes].view(dtype).reshape(shape)
+
+
+def _aligned_copy(array: np.ndarray) -> np.ndarray:
+    copied = _aligned_zeros(array.shape, array.dtype)
+    copied[...] = array
+    return copied
+
+
+def _check_features(bundle: Bundle, entry: ModuleEntry) -> None:
+    flags = entry.target["features"]
+    assert isinstance(flags, list), "the manifest's features are a list"
+    lacking = missing(CpuFeatures(str(entry.target["arch"]), tuple(flags)), detect())
+    if lacking:
+        raise MachineLacks(
+            f"the bundle was built for a CPU with {', '.join(lacking)}, which this one lacks",
+            where=str(bundle.path),
+            hint="build it here, or with backend.compile.features",
+        )
+
+
+def _set_threads(threads: int | None) -> None:
+    """TVM's pool counts physical cores and reads this variable when its first kernel runs."""
+    count = threads or len(os.sched_getaffinity(0))
+    os.environ.setdefault("TVM_NUM_THREADS", str(count))
+    if threads is not None:
+        os.environ["TVM_NUM_THREADS"] = str(threads)

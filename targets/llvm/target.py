@@ -1,0 +1,158 @@
+"""`tvm_llvm`: any CPU, through TVM and LLVM. The reference that every other target is held against."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from compiler.contracts.bundle import Bundle
+from compiler.contracts.errors import CompilerError, ConfigError, TargetError
+from compiler.contracts.program import Program
+from compiler.contracts.target_base import (
+    Lowered,
+    PassChoice,
+    Probe,
+    Runner,
+    Target,
+    TargetOptions,
+)
+from compiler.contracts.pass_base import Skip
+from compiler.contracts.weights import CheckpointRef
+from targets.llvm.features import CpuFeatures, detect, from_names
+from targets.llvm.link import find_linker
+
+LIBRARY = "module.so"
+_STORAGE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Options of the accelerator that existing files carry; this target has no use for them.
+_FOREIGN_OPTIONS = ("data_type", "gather_data_vccl_dsp_enable")
+
+
+class LLVMTarget(Target):
+    """Builds and runs on this machine's CPU, or for another by `backend.compile.features`."""
+
+    name: ClassVar = "tvm_llvm"
+    opens: ClassVar = "bundle"
+
+    def probe(self) -> Probe:
+        """TVM, its runtime, and a linker."""
+        has_tvm = all(importlib.util.find_spec(name) is not None for name in ("tvm", "tvm_ffi"))
+        linker = find_linker()
+        missing = [] if has_tvm else ["apache-tvm is not installed: pip install graphlower"]
+        if linker is None:
+            missing.append("there is no C compiler: install gcc, or pip install ziglang")
+        return Probe(
+            can_build=has_tvm and linker is not None,
+            can_run=has_tvm,
+            missing=tuple(missing),
+            facts={"features": " ".join(detect().flags), "linker": " ".join(linker or ())},
+        )
+
+    def constraints(
+        self, options: TargetOptions, config: Mapping[str, object]
+    ) -> list[CompilerError]:
+        """Unknown compile options, features or thread counts."""
+        del config
+        found: list[CompilerError] = []
+        for key in options.compile:
+            place = options.places.get(f"backend.compile.{key}")
+            if key in _FOREIGN_OPTIONS:
+                continue
+            if key not in ("features", "threads"):
+                found.append(
+                    ConfigError(
+                        f"target '{self.name}' has no compile option '{key}'",
+                        where=place,
+                        hint="its options are 'features' and 'threads'",
+                        code="unknown-key",
+                    )
+                )
+                continue
+            try:
+                _features(options) if key == "features" else _threads(options)
+            except ConfigError as error:
+                found.append(ConfigError(error.message, where=place, hint=error.hint))
+        if options.tensor_parallel != 1:
+            found.append(
+                ConfigError(
+                    f"target '{self.name}' builds one rank, not {options.tensor_parallel}",
+                    where=options.places.get("frontend.model_kwargs.tp"),
+                )
+            )
+        return found
+
+    def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
+        """Attention as one node, weights as they are stored, and what that leaves to fold."""
+        return (
+            PassChoice("fuse-attention"),
+            PassChoice("store-weights", {"dtype": _STORAGE[options.dtype]}),
+            PassChoice("fold-constants"),
+        )
+
+    def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
+        """The CPU level and threads, declared or found."""
+        features = _features(options)
+        return {
+            "arch": features.arch,
+            "features": list(features.flags),
+            "threads": _threads(options),
+        }
+
+    def unsupported(self, program: Program) -> tuple[Skip, ...]:
+        """Inputs of symbolic shape: every kernel here is compiled for one shape."""
+        return tuple(
+            Skip(spec.name, f"its shape {spec.shape} is symbolic; 'plan-kv-cache' makes it static")
+            for spec in program.inputs()
+            if any(isinstance(axis, str) for axis in spec.shape)
+        )
+
+    def lower(self, program: Program, options: TargetOptions, folder: Path) -> Lowered:
+        """Write `module.so`: a Relax executable with its kernels; weights stay parameters.
+
+        Raises:
+            TargetError: The program has operators or shapes that cannot be lowered.
+            MachineLacks: TVM or a linker is missing.
+        """
+        problems = self.unsupported(program)
+        if problems:
+            raise TargetError(problems[0].reason, where=problems[0].node)
+        from targets.llvm.lower import write_library
+
+        features, threads = _features(options), _threads(options)
+        write_library(program, folder / LIBRARY, features=features, threads=threads)
+        facts = {**self.fingerprint(options), "library": LIBRARY}
+        params = tuple(t.name for t in program.graph.inputs if t.name in program.weights)
+        return Lowered(params=params, facts=facts)
+
+    def open(
+        self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None
+    ) -> Runner:
+        """Open a bundle in a process that loads TVM's runtime alone.
+
+        Raises:
+            MachineLacks: This CPU lacks what the bundle was built for.
+            TargetError: Given something else than a bundle.
+        """
+        if not isinstance(model, Bundle):
+            raise TargetError(f"target '{self.name}' opens bundles, not {type(model).__name__}")
+        from targets.llvm.runner import LLVMRunner
+
+        return LLVMRunner(model, threads=threads)
+
+
+def _features(options: TargetOptions) -> CpuFeatures:
+    names = options.compile.get("features")
+    if names is None:
+        return detect()
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"features is {names!r}, expected a list such as [avx2, fma]")
+    return from_names(names)
+
+
+def _threads(options: TargetOptions) -> int:
+    threads = options.compile.get("threads")
+    if threads is None:
+        return os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is {threads!r}, expected a positive integer")
+    return threads

