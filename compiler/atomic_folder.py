@@ -7,9 +7,12 @@ leaves the old folder or the new one.
 
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,8 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 # What a kernel or a file system without these flags answers.
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+# Between making its folder and locking it, a process needs far less.
+_SETTLED_SECONDS = 60
 
 
 @contextmanager
@@ -26,16 +31,19 @@ def partial_folder(destination: Path) -> Iterator[Path]:
     """A new folder beside `destination`, gone at the end unless it was put in place.
 
     Parents are made; an error or an interrupt removes them again, and all else that was written.
+    What a killed process left here of the same destination is removed first.
 
     Raises:
         OSError: A parent cannot be made or written.
     """
     made = _make_parents(destination.parent)
+    _remove_abandoned(destination)
     folder = destination.parent / f".{destination.name}.partial-{secrets.token_hex(4)}"
     try:
         try:
             folder.mkdir()
-            yield folder
+            with _locked(folder):
+                yield folder
         finally:
             # After a swap this is what stood there before.
             shutil.rmtree(folder, ignore_errors=True)
@@ -83,6 +91,31 @@ def _rename(source: Path, destination: Path, flags: int) -> bool:
     if code in _UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code), str(destination))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: the kernel drops it with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(destination: Path) -> None:
+    """Remove partial folders that no process holds any more."""
+    pattern = re.compile(re.escape(f".{destination.name}.partial-") + "[0-9a-f]{8}")
+    for path in destination.parent.iterdir():
+        if not pattern.fullmatch(path.name):
+            continue
+        # A young one may be about to be locked; one that cannot be opened or locked is another's.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < _SETTLED_SECONDS:
+                continue
+            with _locked(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _make_parents(folder: Path) -> list[Path]:

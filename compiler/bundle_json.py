@@ -62,6 +62,15 @@ def manifest_from_json(text: bytes, *, where: str) -> Manifest:
     return _Reader(where).manifest(content)
 
 
+def is_manifest(text: bytes) -> bool:
+    """Whether this was a manifest once: damaged or of another version, but a bundle's."""
+    try:
+        tree = _parse(text, where="")
+    except BundleError:
+        return False
+    return {_VERSION_KEY, _HASH_KEY, "digest", "modules"} <= tree.keys()
+
+
 def _canonical(tree: Mapping[str, object]) -> str:
     text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n"

@@ -6,6 +6,8 @@ Nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration
 
 import numpy as np
 
+_FIRST_GUESS = 256
+
 
 class Sampler:
     """Draws one token after the other; two samplers with equal settings draw the same.
@@ -26,14 +28,27 @@ class Sampler:
         if self._temperature == 0:
             return int(np.argmax(logits))
         probabilities = _softmax(logits, self._temperature)
-        # Stable, so that tokens of equal probability enter the nucleus by their id.
-        order = np.argsort(-probabilities, kind="stable")
-        cumulative = np.cumsum(probabilities[order])
-        kept = min(int(np.searchsorted(cumulative, self._top_p)) + 1, len(order))
-        if self._top_p == 1:
-            kept = int(np.count_nonzero(probabilities))
-        drawn = self._random.random() * cumulative[kept - 1]
-        return int(order[min(int(np.searchsorted(cumulative, drawn, side="right")), kept - 1)])
+        kept = _nucleus(probabilities, self._top_p)
+        cumulative = np.cumsum(probabilities[kept])
+        drawn = self._random.random() * cumulative[-1]
+        # The product may round up to the sum itself.
+        return int(kept[min(int(np.searchsorted(cumulative, drawn, side="right")), len(kept) - 1)])
+
+
+def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """Ids of the fewest tokens that together reach `top_p`; of equal tokens the lower ids first."""
+    if top_p == 1:
+        return np.flatnonzero(probabilities)
+    # Sorting a whole vocabulary takes longer than many models' token; the nucleus is mostly small.
+    count = min(_FIRST_GUESS, len(probabilities))
+    while True:
+        smallest = np.partition(probabilities, -count)[-count]
+        candidates = np.flatnonzero(probabilities >= smallest)
+        ordered = candidates[np.argsort(-probabilities[candidates], kind="stable")]
+        reached = int(np.searchsorted(np.cumsum(probabilities[ordered]), top_p))
+        if reached < len(ordered) or len(ordered) == len(probabilities):
+            return ordered[: reached + 1]
+        count = min(8 * count, len(probabilities))
 
 
 def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:

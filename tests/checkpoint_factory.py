@@ -2,9 +2,9 @@
 
     write_checkpoint(tmp_path / "tiny", hidden=64, layers=2, heads=4, kv_heads=2)
 
-Everything that a test could miss by being neutral is not: biases are non-zero, norm weights are not one.
-A tensor's values depend on the seed and its name alone, not on the shards. Tensors are written one at a
-time, so that a checkpoint of true size needs the memory of its largest tensor.
+Everything that a test could miss by being neutral is not: biases are non-zero, norm weights are not
+one. A tensor's values depend on the seed and its name alone, not on the shards. Tensors are written
+one at a time, so that a checkpoint of true size needs the memory of its largest tensor.
 """
 
 import json
@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from compiler.contracts.weights import DTYPES
 
@@ -86,6 +87,19 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
         for array in tensors.values():
             stream.write(np.ascontiguousarray(array).tobytes())
     return path
+
+
+def change_config(folder: Path, **keys: object) -> None:
+    """Replace or add keys of config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "config.json", {**config, **keys})
+
+
+def change_tensors(folder: Path, changed: Mapping[str, np.ndarray | None]) -> None:
+    """Rewrite model.safetensors with tensors replaced, added or (None) left out."""
+    arrays: dict[str, np.ndarray | None] = {**load_file(folder / "model.safetensors"), **changed}
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    write_safetensors(folder / "model.safetensors", kept)
 
 
 def _shapes(

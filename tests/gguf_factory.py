@@ -1,7 +1,8 @@
 """Tiny GGUF files of random weights with a working tokenizer, made by the `gguf` package.
 
-The weights come as Hugging Face tensors and are stored as llama.cpp's converter stores them: Llama's Q
-and K with the rows of each head interleaved, linears quantized, norms and biases in float32.
+The weights come as Hugging Face tensors and are stored as llama.cpp's converter stores them:
+Llama's Q and K with the rows of each head interleaved, linears quantized, norms and biases in
+float32.
 """
 
 from collections.abc import Mapping
@@ -53,9 +54,7 @@ def huggingface_tensors(*, architecture: str, is_tied: bool, seed: int) -> dict[
     shapes["output_norm.weight"] = (HIDDEN,)
     if not is_tied:
         shapes["output.weight"] = (len(TOKENS), HIDDEN)
-    return {
-        name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
-    }
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
 def write_gguf(path: Path, options: GgufOptions = GgufOptions(), *, seed: int = 0) -> Path:
@@ -63,9 +62,7 @@ def write_gguf(path: Path, options: GgufOptions = GgufOptions(), *, seed: int = 
     architecture = options.architecture
     writer = gguf.GGUFWriter(path, architecture)
     _add_metadata(writer, options)
-    tensors = huggingface_tensors(
-        architecture=architecture, is_tied=options.is_tied, seed=seed
-    )
+    tensors = huggingface_tensors(architecture=architecture, is_tied=options.is_tied, seed=seed)
     for name in options.extra:
         tensors[name] = np.ones((HIDDEN,), np.float32)
     for name, values in tensors.items():

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from math import prod
@@ -190,16 +191,19 @@ def _read(reader: FileIO, offset: int, nbytes: int) -> np.ndarray:
 def _save_tokenizer(path: Path, folder: Path) -> None:
     # The safe-path flag keeps modules in the current folder from being imported.
     command = [sys.executable, "-P", "-c", _SAVE_TOKENIZER]
-    real = path.resolve()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    ended = subprocess.run(
-        [*command, str(real.parent), real.name, str(folder)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(dir=folder) as alone:
+        # Apart from the files that lie beside it, which transformers would read as well.
+        (Path(alone) / "model.gguf").symlink_to(path.resolve())
+        ended = subprocess.run(
+            [*command, alone, "model.gguf", str(folder)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            check=False,
+        )
     if ended.returncode == 0:
         return
     lines = ended.stderr.strip().splitlines()

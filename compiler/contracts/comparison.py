@@ -47,6 +47,8 @@ class Comparison:
         top1_agreement: Share of steps whose largest logit is the same token, teacher-forced.
         greedy_agreement: Share of free-running greedy tokens that are equal.
         first_divergence: Where greedy decoding first differs.
+        min_top1: The share of `top1_agreement` that passes.
+        min_greedy: The share of `greedy_agreement` that passes.
     """
 
     reference: str
@@ -56,8 +58,15 @@ class Comparison:
     top1_agreement: float
     greedy_agreement: float
     first_divergence: Divergence | None
+    min_top1: float = 1.0
+    min_greedy: float = 1.0
 
     @property
     def passed(self) -> bool:
         """Something was compared, and all of it passed."""
-        return bool(self.tensors) and all(tensor.status == "pass" for tensor in self.tensors)
+        return (
+            bool(self.tensors)
+            and all(tensor.status == "pass" for tensor in self.tensors)
+            and self.top1_agreement >= self.min_top1
+            and self.greedy_agreement >= self.min_greedy
+        )

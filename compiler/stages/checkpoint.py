@@ -120,6 +120,8 @@ def _resolved(reference: str, base: Path) -> Path:
 def _located_folder(folder: Path, supported: Sequence[str] | None) -> CheckpointRef:
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
+        # A folder of pickles, or of a GGUF file, has the more telling refusal.
+        tensors_of_folder(folder)
         raise CheckpointError(
             f"the folder holds no {CONFIG_FILE}",
             where=str(folder),

@@ -228,8 +228,6 @@ class Session:
 
     def _extend(self, tokens: list[int]) -> np.ndarray:
         """Extend the cache; an interrupt leaves `_cached` at what was certain before."""
-        known = len(self._cached)
-        self.runner.rewind(known)
         logits = self.runner.extend(tokens)
         self._cached.extend(tokens)
         return logits

@@ -13,6 +13,7 @@ from pathlib import Path
 from compiler.atomic_folder import partial_folder, put_new, swap
 from compiler.bundle_draft import BundleDraft, ModuleDraft, ParamsPlan, plan_params
 from compiler.bundle_json import manifest_from_json, manifest_to_json
+from compiler.bundle_place import existing_bundle, kept_bundle
 from compiler.contracts.bundle import MANIFEST_FILE, PARAMS_FOLDER, Bundle, Manifest, ModuleEntry
 from compiler.contracts.errors import BundleError, CompilerError, MachineLacks
 from compiler.contracts.progress import Progress
@@ -21,7 +22,7 @@ from compiler.hashing import sha256_of
 from compiler.params_file import write_params
 from compiler.text import TOKENIZER_FILES
 
-__all__ = ["BundleDraft", "ModuleDraft", "check_space", "existing_bundle", "package"]
+__all__ = ["BundleDraft", "ModuleDraft", "check_space", "existing_bundle", "kept_bundle", "package"]
 
 IR_FOLDER = "ir"
 
@@ -56,7 +57,7 @@ def package(
         CheckpointError: The checkpoint changed since it was located.
     """
     destination = destination.absolute()
-    kept = _may_write(destination, draft.digest, force=force)
+    kept = kept_bundle(destination, draft.digest, force=force)
     if kept is not None:
         return kept
     plans = {rank: plan_params(draft, rank) for rank in sorted({m.rank for m in draft.modules})}
@@ -72,25 +73,6 @@ def package(
     if kept is not None:
         return kept
     return Bundle(destination, manifest_from_json(text.encode(), where=str(destination)))
-
-
-def existing_bundle(destination: Path) -> Bundle | None:
-    """The bundle that stands at `destination`, by its manifest alone; None where nothing is.
-
-    Raises:
-        BundleError: What is there is not a bundle: it is never replaced.
-    """
-    if not os.path.lexists(destination):
-        return None
-    manifest = destination / MANIFEST_FILE
-    if destination.is_symlink() or not manifest.is_file():
-        raise BundleError(
-            f"{_kind(destination)} is in the way that is not a bundle; it is never replaced",
-            where=str(destination),
-            hint="move it away, or name another folder with -o",
-            code="in-the-way",
-        )
-    return Bundle(destination, manifest_from_json(manifest.read_bytes(), where=str(manifest)))
 
 
 def check_space(destination: Path, needed: int) -> None:
@@ -188,24 +170,9 @@ def _entry(module: ModuleDraft, draft: BundleDraft, plan: ParamsPlan) -> ModuleE
     )
 
 
-def _may_write(destination: Path, digest: str, *, force: bool) -> Bundle | None:
-    """None when the bundle may be written; the equal one that stands there and is to be kept."""
-    existing = existing_bundle(destination)
-    if existing is None or force:
-        return None
-    if existing.manifest.digest == digest:
-        return existing
-    raise BundleError(
-        "another bundle is in the way, of another configuration, checkpoint or tools",
-        where=str(destination),
-        hint="replace it with --force, or name another folder with -o",
-        code="bundle-exists",
-    )
-
-
 def _put_in_place(folder: Path, destination: Path, digest: str, *, force: bool) -> Bundle | None:
     """Rename the finished folder; the bundle that another build put there in the meantime."""
-    kept = _may_write(destination, digest, force=force)
+    kept = kept_bundle(destination, digest, force=force)
     if kept is not None:
         return kept
     if os.path.lexists(destination):
@@ -246,12 +213,6 @@ def _module_folder(module: ModuleDraft, draft: BundleDraft) -> str:
 
 def _params_file(rank: int) -> str:
     return f"{PARAMS_FOLDER}/rank{rank}.safetensors"
-
-
-def _kind(path: Path) -> str:
-    if path.is_symlink():
-        return "a symbolic link"
-    return "a folder" if path.is_dir() else "a file"
 
 
 def _existing_parent(path: Path) -> Path:

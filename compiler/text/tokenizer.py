@@ -82,9 +82,9 @@ class Text:
         """Token ids, with the special tokens that the tokenizer's post-processor adds.
 
         Raises:
-            RunError: There is no tokenizer.
+            RunError: There is no tokenizer, or the text is not Unicode.
         """
-        return self._require().encode(text, add_special_tokens=True).ids
+        return self._ids(text, add_special_tokens=True)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the assistant answers.
@@ -92,7 +92,7 @@ class Text:
         Raises:
             RunError: There is no tokenizer or chat template, or the template refuses.
         """
-        tokenizer = self._require()
+        self._require()
         if self.template is None:
             raise RunError(
                 "there is no chat template (chat_template.jinja, or chat_template in"
@@ -102,7 +102,7 @@ class Text:
                 code="no-chat-template",
             )
         # The template writes the special tokens itself.
-        return tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids
+        return self._ids(self.template.render(messages), add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ids, without special tokens; empty without a tokenizer."""
@@ -119,6 +119,18 @@ class Text:
         if self._settling is None:
             return True
         return token in self._settling
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenizer = self._require()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RunError(
+                f"the text holds half a character (a lone surrogate) at {error.start}",
+                hint="give it as UTF-8",
+                code="not-unicode",
+            ) from error
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _require(self) -> "Tokenizer":
         if self._tokenizer is None:

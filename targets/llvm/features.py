@@ -14,9 +14,8 @@ from compiler.contracts.errors import ConfigError
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-# Linux's name in /proc/cpuinfo -> LLVM's -mattr name. Only
-# flags that code generation uses; LLVM spells VNNI, BF16, FP16 and AMX without the
-# underscore or with a dash.
+# Linux's name in /proc/cpuinfo -> LLVM's -mattr name. Only flags that code generation uses; LLVM
+# spells VNNI, BF16, FP16 and AMX without the underscore or with a dash.
 _LLVM_NAMES = {
     "amx_bf16": "amx-bf16",
     "amx_int8": "amx-int8",
@@ -97,7 +96,7 @@ def from_names(names: Sequence[str]) -> CpuFeatures:
 
 
 def missing(required: CpuFeatures, present: CpuFeatures) -> tuple[str, ...]:
-    """Flags that `required` names and `present` lacks, sorted; another architecture lacks `arch`."""
+    """Flags of `required` that `present` lacks, sorted; after `required.arch` if that differs."""
     flags = tuple(sorted(set(required.flags) - set(present.flags)))
     return flags if required.arch == present.arch else (required.arch, *flags)
 

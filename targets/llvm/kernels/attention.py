@@ -1,9 +1,10 @@
 """Causal grouped-query attention over a KV cache whose new rows are already written.
 
-Scores never exist as a [tokens, context] matrix: both forms walk over the keys in blocks and rescale
-what they have (online softmax: Milakov and Gimelshein, https://arxiv.org/abs/1805.02867; blocked:
-FlashAttention, https://arxiv.org/abs/2205.14135; keys split over threads for one token:
-https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+Scores never exist as a [tokens, context] matrix: both forms walk over the keys in blocks and
+rescale what they have so far. The online softmax is Milakov and Gimelshein's
+(https://arxiv.org/abs/1805.02867), its blocks are FlashAttention's
+(https://arxiv.org/abs/2205.14135), and one token's keys are split over the threads as in
+Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 """
 
 from tvm.script.ir_builder import IRBuilder
@@ -52,20 +53,19 @@ def attention(
     assert heads % kv_heads == 0, f"{heads} heads do not divide over {kv_heads} kv heads"
     shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, scale)
     cache = (context, kv_heads, head_dim)
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("attention")
-            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            operands = Operands(
-                q=T.arg("q", T.buffer((tokens, heads, head_dim), "float32")),
-                k_cache=T.arg("k_cache", T.buffer(cache, cache_dtype)),
-                v_cache=T.arg("v_cache", T.buffer(cache, cache_dtype)),
-                past_length=T.arg("past_length", T.buffer((1,), "int64")),
-                valid_length=T.arg("valid_length", T.buffer((1,), "int64")),
-                out=T.arg("out", T.buffer((tokens, heads, head_dim), "float32")),
-            )
-            if tokens == 1:
-                emit_decode(operands, shape, features=features)
-            else:
-                emit_prefill(operands, shape, features=features)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("attention")
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        operands = Operands(
+            q=T.arg("q", T.buffer((tokens, heads, head_dim), "float32")),
+            k_cache=T.arg("k_cache", T.buffer(cache, cache_dtype)),
+            v_cache=T.arg("v_cache", T.buffer(cache, cache_dtype)),
+            past_length=T.arg("past_length", T.buffer((1,), "int64")),
+            valid_length=T.arg("valid_length", T.buffer((1,), "int64")),
+            out=T.arg("out", T.buffer((tokens, heads, head_dim), "float32")),
+        )
+        if tokens == 1:
+            emit_decode(operands, shape, features=features)
+        else:
+            emit_prefill(operands, shape, features=features)
     return builder.get()

@@ -34,21 +34,20 @@ def cache_update(
         [tokens, kv_heads, head_dim] fp32, past_length [1] int64, valid_length [1] int64. For
         `relax.call_tir_inplace` the cache is argument 0: `inplace_indices=[0]`.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("cache_update")
-            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            cache = T.arg("cache", T.buffer((context, kv_heads, head_dim), cache_dtype))
-            rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), "float32"))
-            past_length = T.arg("past_length", T.buffer((1,), "int64"))
-            valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
-            first = T.Bind(T.max(past_length[0], _int64(0)))
-            valid = T.min(valid_length[0], _int64(tokens))
-            count = T.Bind(T.max(T.min(valid, _int64(context) - first), _int64(0)))
-            with T.serial(count) as i, T.serial(_int64(kv_heads)) as head:
-                for d, width in chunks(head_dim, features.lanes):
-                    value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
-                    store(cache, (first + i, head, d), value, lanes=width)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("cache_update")
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        cache = T.arg("cache", T.buffer((context, kv_heads, head_dim), cache_dtype))
+        rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), "float32"))
+        past_length = T.arg("past_length", T.buffer((1,), "int64"))
+        valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
+        first = T.Bind(T.max(past_length[0], _int64(0)))
+        valid = T.min(valid_length[0], _int64(tokens))
+        count = T.Bind(T.max(T.min(valid, _int64(context) - first), _int64(0)))
+        with T.serial(count) as i, T.serial(_int64(kv_heads)) as head:
+            for d, width in chunks(head_dim, features.lanes):
+                value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
+                store(cache, (first + i, head, d), value, lanes=width)
     return builder.get()
 
 

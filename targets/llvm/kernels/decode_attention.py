@@ -1,8 +1,8 @@
 """Attention of one token: lanes run along head_dim, and the keys are split into runs for threads.
 
 Each run of keys of each kv head leaves a partial result (largest score, sum of weights, weighted
-sum of V), and a last loop joins the runs of a head. The queries of a group share every load of K and
-V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before: its
+sum of V), and a last loop joins the runs of a head. The queries of a group share every load of K
+and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before: its
 repeated lanes are zero in q and computed twice, equally, in the output.
 """
 
@@ -227,9 +227,7 @@ def _join(operands: Operands, plan: _Plan) -> None:
         largest = T.Bind(plan.largest[head, 0, g])
         for run in range(1, plan.runs):
             largest = T.Bind(T.max(largest, plan.largest[head, run, g]))
-        factors = [
-            exp(T.Bind(plan.largest[head, run, g] - largest), 1) for run in range(plan.runs)
-        ]
+        factors = [exp(T.Bind(plan.largest[head, run, g] - largest), 1) for run in range(plan.runs)]
         total = splat(0.0, 1)
         for run, factor in enumerate(factors):
             total = total + plan.total[head, run, g] * factor

@@ -8,8 +8,8 @@ left is scheduled block by block:
   lanes joined at the end, rows on all threads;
 - any other reduction (a plain matrix product): lanes along the last spatial loop.
 
-A block that fits none of them (extents unknown, or not a multiple of the lanes) keeps its loops, and
-LLVM vectorizes what it can. A function that the schedule primitives refuse is left as it was.
+A block that fits none of them (extents unknown, or not a multiple of the lanes) keeps its loops,
+and LLVM vectorizes what it can. A function that the schedule primitives refuse is left as it was.
 """
 
 import logging
@@ -92,8 +92,12 @@ def _schedule_block(
     for extent in extents:
         elements *= int(extent)
     is_parallel = is_parallel and elements >= PARALLEL_ELEMENTS
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.DataPar]
-    reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != tirx.IterVar.DataPar]
+    spatial = [
+        loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.DataPar
+    ]
+    reduced = [
+        loop for loop, kind in zip(loops, kinds, strict=True) if kind != tirx.IterVar.DataPar
+    ]
     if not reduced:
         _schedule_elementwise(schedule, spatial, lanes=lanes, is_parallel=is_parallel)
     elif not spatial or _has_contiguous_reads(schedule, block):
@@ -140,7 +144,7 @@ def _schedule_row_reduction(
     row = schedule.fuse(*spatial)
     partial = first = None
     if int(schedule.get(inner).extent) % lanes == 0:
-        steps, vector = schedule.split(inner, [None, lanes])
+        _, vector = schedule.split(inner, [None, lanes])
         partial = schedule.rfactor(vector, factor_axis=-1)
         schedule.compute_at(partial, row)
         _, vector, first, *rest = schedule.get_loops(partial)

@@ -4,8 +4,8 @@ Few rows (decode): dot products. Each block of outputs streams its weight rows o
 along `inputs`, and a shuffle tree sums the lanes of a block at the end.
 
 Many rows (prefill): outer products. x is transposed once into panels [rows / lanes][inputs][lanes],
-so lanes run along rows. For a block of outputs and a stretch of `inputs`, the weight is widened into
-a panel of fp32 that stays in L1, and every row of x passes over it (BLIS's five loops, with the
+so lanes run along rows. For a block of outputs and a stretch of `inputs`, the weight is widened
+into a panel of fp32 that stays in L1, and every row of x passes over it (BLIS's five loops, with the
 roles of the operands exchanged: https://doi.org/10.1145/2764454). The tile is transposed back in
 registers as it is stored.
 """
@@ -30,6 +30,7 @@ from targets.llvm.kernels.vector_math import (
     horizontal_sums,
     load,
     part,
+    prefetch,
     register,
     splat,
     store,
@@ -41,6 +42,9 @@ from targets.llvm.kernels.vector_math import (
 _PANEL_FLOATS = 8 * 1024
 _DOT_ROWS = 4
 _UNROLL = 4
+# How far ahead of its reads a stream of weights is asked for, in bytes.
+_AHEAD = 4096
+_CACHE_LINE = 64
 
 # What a sum starts from: (row of y, first output, lanes) -> that many lanes.
 _Start = Callable[[Expr | int, Expr, int], Expr]
@@ -69,18 +73,17 @@ def linear(
         A scheduled function of x [rows, inputs] fp32, weight [outputs, inputs], (bias [outputs]
         fp32,) y [rows, outputs] fp32.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("linear")
-            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            x = T.arg("x", T.buffer((rows, inputs), "float32"))
-            weight = T.arg("weight", T.buffer((outputs, inputs), weight_dtype))
-            bias = T.arg("bias", T.buffer((outputs,), "float32")) if has_bias else None
-            y = T.arg("y", T.buffer((rows, outputs), "float32"))
-            if rows <= _DOT_ROWS:
-                _dot_products(x, weight, bias, y, features=features)
-            else:
-                _outer_products(x, weight, bias, y, tile=tile_shape(features))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("linear")
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((rows, inputs), "float32"))
+        weight = T.arg("weight", T.buffer((outputs, inputs), weight_dtype))
+        bias = T.arg("bias", T.buffer((outputs,), "float32")) if has_bias else None
+        y = T.arg("y", T.buffer((rows, outputs), "float32"))
+        if rows <= _DOT_ROWS:
+            _dot_products(x, weight, bias, y, features=features)
+        else:
+            _outer_products(x, weight, bias, y, tile=tile_shape(features))
     return builder.get()
 
 
@@ -92,24 +95,51 @@ def _dot_products(
     lanes = features.lanes
     columns = min(lanes, max(features.vector_registers // 4 // rows, 2))
     columns = 1 << (columns.bit_length() - 1)
-    whole = inputs - inputs % lanes
+    # One row waits for memory, which likes few streams with a prefetch; more rows share the loads.
+    streams, unroll = (min(2, columns), 2) if rows == 1 else (columns, 1)
+    whole = inputs - inputs % (lanes * unroll)
     with T.parallel(_index(-(-outputs // columns))) as block:
         first = block * columns
-        last = outputs - 1
         is_ragged = outputs % columns != 0
-        row_of = [T.min(first + n, last) if is_ragged else first + n for n in range(columns)]
-        sums = [[register(lanes) for _ in range(columns)] for _ in range(rows)]
-        with T.serial(whole // lanes) as step:
-            vectors = [T.Bind(load(x, (m, step * lanes), lanes)) for m in range(rows)]
-            for n in range(columns):
-                factor = T.Bind(load(weight, (row_of[n], step * lanes), lanes))
-                for m, vector in enumerate(vectors):
-                    assign(sums[m][n], value_of(sums[m][n]) + vector * factor)
+        row_of = [T.min(first + n, outputs - 1) if is_ragged else first + n for n in range(columns)]
+        sums: list[list[Expr]] = [[] for _ in range(rows)]
+        for n in range(0, columns, streams):
+            stream = row_of[n : n + streams]
+            found = _stream(x, weight, stream, whole=whole, lanes=lanes, unroll=unroll)
+            for m, totals in enumerate(found):
+                sums[m] += totals
         for m in range(rows):
-            total = horizontal_sums([T.Bind(value_of(sums[m][n])) for n in range(columns)], lanes)
+            total = horizontal_sums(sums[m], lanes)
             if whole < inputs:
                 total = _add_rest(total, x, weight, m=m, row_of=row_of, whole=whole)
             _store_outputs(y, m, first, value=total, start=_start(y, bias, None))
+
+
+def _stream(
+    x: Buffer, weight: Buffer, row_of: list[Expr], *, whole: int, lanes: int, unroll: int
+) -> list[list[Expr]]:
+    """Emit the products of every row of x with these rows of the weight, lanes not yet summed."""
+    rows = int(x.shape[0])
+    sums = [[[register(lanes) for _ in range(unroll)] for _ in row_of] for _ in range(rows)]
+    itemsize = 4 if weight.dtype == "float32" else 2
+    with T.serial(whole // (lanes * unroll)) as step:
+        for u in range(unroll):
+            k = (step * unroll + u) * lanes
+            vectors = [T.Bind(load(x, (m, k), lanes)) for m in range(rows)]
+            for n, row in enumerate(row_of):
+                if rows == 1 and u * lanes * itemsize % _CACHE_LINE == 0:
+                    prefetch(weight, (row, k + _AHEAD // itemsize))
+                factor = T.Bind(load(weight, (row, k), lanes))
+                for m, vector in enumerate(vectors):
+                    assign(sums[m][n][u], value_of(sums[m][n][u]) + vector * factor)
+    return [[T.Bind(_total(parts)) for parts in row_sums] for row_sums in sums]
+
+
+def _total(parts: list[Buffer]) -> Expr:
+    total = value_of(parts[0])
+    for other in parts[1:]:
+        total = total + value_of(other)
+    return total
 
 
 def _add_rest(
@@ -187,9 +217,7 @@ def _start(y: Buffer, bias: Buffer | None, is_first: Expr | None) -> _Start:
     return start
 
 
-def _over_groups(
-    rows: int, tile: TileShape, *, emit: Callable[[Expr | int, int], None]
-) -> None:
+def _over_groups(rows: int, tile: TileShape, *, emit: Callable[[Expr | int, int], None]) -> None:
     groups = -(-rows // tile.lanes)
     whole = groups // tile.vectors
     if whole > 0:
@@ -204,8 +232,7 @@ def _transpose_rows(x: Buffer, panels: Buffer, group: Expr, *, lanes: int) -> No
     rows, inputs = (int(extent) for extent in x.shape)
     is_ragged = rows % lanes != 0
     row_of = [
-        T.min(group * lanes + i, rows - 1) if is_ragged else group * lanes + i
-        for i in range(lanes)
+        T.min(group * lanes + i, rows - 1) if is_ragged else group * lanes + i for i in range(lanes)
     ]
     whole = inputs - inputs % lanes
     with T.serial(whole // lanes) as step:
@@ -254,9 +281,7 @@ def _store_tile(
             _store_outputs(y, row + i, first, value=value, start=start)
 
 
-def _store_outputs(
-    y: Buffer, m: Expr | int, first: Expr, *, value: Expr, start: _Start
-) -> None:
+def _store_outputs(y: Buffer, m: Expr | int, first: Expr, *, value: Expr, start: _Start) -> None:
     """Emit y[m, first + n] = start + value[n], never past the last output."""
     outputs, columns = int(y.shape[1]), value.ty.dtype.lanes
 

@@ -1,7 +1,7 @@
 """Whether a loop is worth a launch of the thread pool."""
 
-from tvm.tirx.script.builder.frame import ForFrame
 from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder.frame import ForFrame
 
 # A launch costs several microseconds, in which one thread passes over about this many fp32.
 PARALLEL_ELEMENTS = 16384

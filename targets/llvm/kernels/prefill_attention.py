@@ -95,7 +95,7 @@ class _QueryBlock:
         return row // group, self.head * group + row % group
 
     def _load_queries(self) -> None:
-        """queries[d, row] = scale * q[row, d]."""
+        """Emit queries[d, row] = scale * q[row, d]."""
         lanes, head_dim = self.tile.lanes, self.shape.head_dim
         scale = self.shape.scale
         whole = head_dim - head_dim % lanes
@@ -116,7 +116,7 @@ class _QueryBlock:
                         T.buffer_store(self.queries, scaled, [whole + d, m * lanes + i])
 
     def _set_limits(self) -> None:
-        """limits[row] = how many keys the row may see, from the first; it never decreases."""
+        """Emit limits[row] = how many keys the row may see, from the first; it never decreases."""
         past = T.Bind(T.cast(self.operands.past_length[0], "int32"))
         valid = T.Bind(T.cast(self.operands.valid_length[0], "int32"))
         with T.serial(self.tile.vectors * self.tile.lanes) as row:
@@ -133,7 +133,7 @@ class _QueryBlock:
                 store(self.sums, (d, m * lanes), splat(0.0, lanes), lanes=lanes)
 
     def _widen(self, cache: Buffer, key: Expr, count: Expr) -> None:
-        """panel[j, d] = fp32(cache[key + j, head, d]) for `count` keys and the rest of their tile."""
+        """Emit panel[j, d] = fp32(cache[key + j, head, d]), up to a multiple of the tile's keys."""
         columns = self.tile.columns
         with T.serial((count + (columns - 1)) // columns * columns) as j:
             row = T.min(key + j, self.shape.context - 1)
@@ -141,7 +141,7 @@ class _QueryBlock:
                 store(self.panel, (j, d), load(cache, (row, self.head, d), width), lanes=width)
 
     def _score(self, key: Expr, count: Expr) -> None:
-        """scores[j, row] = q . k, or -inf where the row may not see the key."""
+        """Emit scores[j, row] = q . k, or -inf where the row may not see the key."""
         tile, lanes = self.tile, self.tile.lanes
         unroll = 4 if self.shape.head_dim % 4 == 0 else 1
         with T.serial((count + (tile.columns - 1)) // tile.columns) as step:
@@ -162,7 +162,7 @@ class _QueryBlock:
                     store(self.scores, (j + n, m * lanes), score, lanes=lanes)
 
     def _softmax(self, count: Expr) -> None:
-        """scores -> exp(scores - largest so far); `rescale` is for what was summed before."""
+        """Emit scores -> exp(scores - largest so far), and the factor for what was summed before."""
         lanes = self.tile.lanes
         for m in range(self.tile.vectors):
             at = (m * lanes,)
@@ -183,7 +183,7 @@ class _QueryBlock:
             store(self.total, at, value_of(total), lanes=lanes)
 
     def _accumulate(self, count: Expr) -> None:
-        """sums[d, row] = sums[d, row] * rescale[row] + sum over j of panel[j, d] * scores[j, row]."""
+        """Emit sums[d, row] = sums[d, row] * rescale[row] + sum of panel[j, d] * scores[j, row]."""
         columns, head_dim = self.tile.columns, self.shape.head_dim
         if head_dim >= columns:
             with T.serial(head_dim // columns) as step:
@@ -208,15 +208,13 @@ class _QueryBlock:
                 store(self.sums, at, value, lanes=lanes)
 
     def _store(self) -> None:
-        """out[row, d] = sums[d, row] / total[row], zero where the row saw no key."""
+        """Emit out[row, d] = sums[d, row] / total[row], zero where the row saw no key."""
         lanes, columns, head_dim = self.tile.lanes, self.tile.columns, self.shape.head_dim
         whole = head_dim - head_dim % columns
         with T.serial(self.tile.vectors) as m:
             total = T.Bind(load(self.total, (m * lanes,), lanes))
             is_empty = total <= splat(0.0, lanes)
-            factor = T.Bind(
-                T.Select(is_empty, splat(0.0, lanes), splat(1.0, lanes) / total)
-            )
+            factor = T.Bind(T.Select(is_empty, splat(0.0, lanes), splat(1.0, lanes) / total))
             if whole > 0:
                 with T.serial(whole // columns) as step:
                     self._store_columns(m, step * columns, factor)

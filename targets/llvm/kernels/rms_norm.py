@@ -35,26 +35,25 @@ def rms_norm(rows: int, hidden: int, *, epsilon: float, features: CpuFeatures) -
         A scheduled function of x [rows, hidden], weight [hidden], y [rows, hidden], all fp32.
     """
     lanes = features.lanes
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("rms_norm")
-            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            x = T.arg("x", T.buffer((rows, hidden), "float32"))
-            weight = T.arg("weight", T.buffer((hidden,), "float32"))
-            y = T.arg("y", T.buffer((rows, hidden), "float32"))
-            with parallel_or_serial(rows, elements=rows * hidden) as row:
-                mean = _sum_of_squares(x, row, lanes=lanes) * splat(1.0 / hidden, 1)
-                factor = T.Bind(splat(1.0, 1) / T.sqrt(mean + splat(epsilon, 1)))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("rms_norm")
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        x = T.arg("x", T.buffer((rows, hidden), "float32"))
+        weight = T.arg("weight", T.buffer((hidden,), "float32"))
+        y = T.arg("y", T.buffer((rows, hidden), "float32"))
+        with parallel_or_serial(rows, elements=rows * hidden) as row:
+            mean = _sum_of_squares(x, row, lanes=lanes) * splat(1.0 / hidden, 1)
+            factor = T.Bind(splat(1.0, 1) / T.sqrt(mean + splat(epsilon, 1)))
 
-                def normalize(k: Expr | int, width: int) -> None:
-                    scaled = load(x, (row, k), width) * splat(factor, width)
-                    store(y, (row, k), scaled * load(weight, (k,), width), lanes=width)
+            def normalize(k: Expr | int, width: int) -> None:
+                scaled = load(x, (row, k), width) * splat(factor, width)
+                store(y, (row, k), scaled * load(weight, (k,), width), lanes=width)
 
-                whole = hidden - hidden % lanes
-                with T.serial(whole // lanes) as step:
-                    normalize(step * lanes, lanes)
-                for k, width in chunks(hidden - whole, lanes):
-                    normalize(whole + k, width)
+            whole = hidden - hidden % lanes
+            with T.serial(whole // lanes) as step:
+                normalize(step * lanes, lanes)
+            for k, width in chunks(hidden - whole, lanes):
+                normalize(whole + k, width)
     return builder.get()
 
 

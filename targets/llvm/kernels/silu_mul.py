@@ -22,29 +22,28 @@ def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
         A scheduled function of gate, up and y, each [rows, width] fp32.
     """
     lanes = features.lanes
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("silu_mul")
-            T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            gate, up, y = (
-                T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up", "y")
-            )
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("silu_mul")
+        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        gate, up, y = (
+            T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up", "y")
+        )
 
-            def activate(row: Expr, k: Expr | int, count: int) -> None:
-                at = (row, k)
-                value = _silu(T.Bind(load(gate, at, count)), count)
-                store(y, at, value * load(up, at, count), lanes=count)
+        def activate(row: Expr, k: Expr | int, count: int) -> None:
+            at = (row, k)
+            value = _silu(T.Bind(load(gate, at, count)), count)
+            store(y, at, value * load(up, at, count), lanes=count)
 
-            # One row is cut into pieces for the threads; of many, each is a piece.
-            pieces = 8 if rows == 1 and width % (8 * lanes) == 0 else 1
-            length = width // pieces
-            whole = length - length % lanes
-            with parallel_or_serial(rows * pieces, elements=rows * width) as task:
-                row, start = task // pieces, task % pieces * length
-                with T.serial(whole // lanes) as step:
-                    activate(row, start + step * lanes, lanes)
-                for k, count in chunks(length - whole, lanes):
-                    activate(row, whole + k, count)
+        # One row is cut into pieces for the threads; of many, each is a piece.
+        pieces = 8 if rows == 1 and width % (8 * lanes) == 0 else 1
+        length = width // pieces
+        whole = length - length % lanes
+        with parallel_or_serial(rows * pieces, elements=rows * width) as task:
+            row, start = task // pieces, task % pieces * length
+            with T.serial(whole // lanes) as step:
+                activate(row, start + step * lanes, lanes)
+            for k, count in chunks(length - whole, lanes):
+                activate(row, whole + k, count)
     return builder.get()
 
 

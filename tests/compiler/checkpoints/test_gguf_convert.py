@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from disk_state import files_below
 from gguf_factory import (
-    HIDDEN,
-    IM_END,
-    IM_START,
     LAYERS,
     TOKENS,
     GgufOptions,
@@ -22,11 +19,9 @@ from gguf_factory import (
 )
 
 from compiler.checkpoints import gguf_convert
-from compiler.checkpoints.gguf_config import generation_config_from_gguf
 from compiler.checkpoints.gguf_convert import folder_from_gguf
-from compiler.checkpoints.gguf_header import read_gguf_header
 from compiler.checkpoints.safetensors_index import tensors_of_folder
-from compiler.contracts.errors import CheckpointError, CompilerError, CompilerErrors, MachineLacks
+from compiler.contracts.errors import CheckpointError, CompilerError, MachineLacks
 from compiler.contracts.progress import Progress
 
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -51,6 +46,12 @@ class Bytes(Progress):
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHLOWER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    return tmp_path / "model" / "m.gguf"
 
 
 @pytest.fixture
@@ -121,56 +122,11 @@ def test_values_are_those_of_the_gguf_in_hugging_faces_order(
         assert np.array_equal(found[name], expected(source)), name
 
 
-@pytest.mark.usefixtures("without_tokenizer")
-def test_the_configuration(tmp_path: Path):
-    options = GgufOptions(integers={"llama.attention.key_length": 16, "llama.vocab_size": 9})
-    config = json.loads((convert(write_gguf(tmp_path / "m.gguf", options)) / "config.json").read_text())
-    assert config.pop("rms_norm_eps") == float(np.float32(1e-5))
-    assert config == {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": LAYERS,
-        "max_position_embeddings": 256,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_theta": 50000.0,
-        "vocab_size": len(TOKENS),
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "dtype": "float32",
-        "bos_token_id": IM_START,
-        "eos_token_id": IM_END,
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
-
-
-@pytest.mark.usefixtures("without_tokenizer")
-def test_an_output_tensor_means_untied(tmp_path: Path):
-    options = GgufOptions(architecture="qwen2", is_tied=False)
-    config = json.loads((convert(write_gguf(tmp_path / "m.gguf", options)) / "config.json").read_text())
-    assert config["tie_word_embeddings"] is False
-    assert config["architectures"] == ["Qwen2ForCausalLM"]
-    assert "attention_bias" not in config
-
-
-def test_every_end_token_ends_a_generation(tmp_path: Path):
-    plain = read_gguf_header(write_gguf(tmp_path / "a.gguf"))
-    assert generation_config_from_gguf(plain) == {"bos_token_id": IM_START, "eos_token_id": IM_END}
-    ends = {"tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.padding_token_id": 4}
-    more = read_gguf_header(write_gguf(tmp_path / "b.gguf", GgufOptions(integers=ends)))
-    assert generation_config_from_gguf(more) == {
-        "bos_token_id": IM_START,
-        "eos_token_id": [IM_END, 3],
-        "pad_token_id": 4,
-    }
-
-
-def test_the_tokenizer_and_the_second_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write_gguf(tmp_path / "m.gguf")
+@pytest.mark.slow
+def test_the_tokenizer_and_the_second_call(plain: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_gguf(plain)
+    for stray in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        (plain.parent / stray).write_text("damaged, and no part of the GGUF file")
     progress = Bytes()
     folder = convert(path, progress)
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -191,6 +147,9 @@ def test_the_tokenizer_and_the_second_call(tmp_path: Path, monkeypatch: pytest.M
         token: position for position, token in enumerate(TOKENS) if token.startswith("<|")
     }
     before = files_below(folder)
+    assert not [
+        name for name, content in before.items() if str(plain.parents[1]).encode() in content
+    ]
     monkeypatch.setattr(gguf_convert, "_write_weights", pytest.fail)
     assert convert(path) == folder
     assert files_below(folder) == before
@@ -216,75 +175,6 @@ def test_a_damaged_entry_is_converted_again(tmp_path: Path, file: str):
     (folder / file).write_bytes(damaged)
     assert convert(path) == folder
     assert files_below(folder) == before
-
-
-def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, cache: Path):
-    options = GgufOptions(without=())
-    path = write_gguf(tmp_path / "model" / "m.gguf", options) if (tmp_path / "model").mkdir() else None
-    path = write_gguf(tmp_path / "model" / "m.gguf", options)
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez"))
-    error = refusal(path, cache)
-    assert error.code == "gguf-tokenizer"
-    assert error.message.startswith("transformers cannot read its tokenizer: ")
-    assert error.where == str(path)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    return tmp_path / "model" / "m.gguf"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (GgufOptions(architecture="gemma"), "general.architecture is 'gemma'"),
-        (GgufOptions(extra=("rope_freqs.weight",)), "tensor 'rope_freqs.weight' is not known"),
-        (GgufOptions(extra=("blk.7.attn_q.bias",)), "tensor 'blk.7.attn_q.bias' is not known"),
-        (GgufOptions(extra=("blk.0.ssm.weight",)), "tensor 'blk.0.ssm.weight' is not known"),
-        (GgufOptions(without=("blk.1.ffn_up.weight",)), "tensor 'blk.1.ffn_up.weight' is missing"),
-        (GgufOptions(without=("token_embd.weight",)), "tensor 'token_embd.weight' is missing"),
-        (
-            GgufOptions(integers={"llama.expert_count": 8}),
-            "metadata 'llama.expert_count' is 8, which is not supported",
-        ),
-        (
-            GgufOptions(integers={"llama.rope.dimension_count": 8}),
-            "metadata 'llama.rope.dimension_count' is 8, which is not supported",
-        ),
-        (
-            GgufOptions(strings={"llama.rope.scaling.type": "yarn"}),
-            "metadata 'llama.rope.scaling.type' is 'yarn', which is not supported",
-        ),
-        (GgufOptions(integers={"split.count": 3}), "the model is split over 3 files"),
-    ],
-)
-def test_what_would_compute_something_else_is_refused(
-    plain: Path, cache: Path, options: GgufOptions, message: str
-):
-    error = refusal(write_gguf(plain, options), cache)
-    assert error.message.startswith(message)
-    assert error.where == str(plain)
-
-
-def test_an_unknown_architecture_lists_those_supported(plain: Path, cache: Path):
-    error = refusal(write_gguf(plain, GgufOptions(architecture="gemma")), cache)
-    assert error.hint == "supported architectures: llama, qwen2"
-
-
-def test_all_missing_keys_are_said_at_once(plain: Path, cache: Path):
-    content = write_gguf(plain).read_bytes()
-    for name in (b"llama.block_count", b"llama.embedding_length"):
-        content = content.replace(name, name[:-1] + b"!")
-    plain.write_bytes(content)
-    error = refusal(plain, cache)
-    assert isinstance(error, CompilerErrors)
-    messages = [part.message for part in error.errors]
-    assert messages[:2] == [
-        "metadata 'llama.block_count' is missing",
-        "metadata 'llama.embedding_length' is missing",
-    ]
 
 
 def test_a_model_that_the_caller_refuses_is_not_converted(plain: Path, cache: Path):
@@ -326,6 +216,17 @@ def test_too_little_room_is_said_before_anything_is_written(
     assert error.message == "converting m.gguf needs 0.06 GB, 0.00 GB are free"
 
 
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_be_read(plain: Path, cache: Path):
+    content = write_gguf(plain).read_bytes()
+    plain.write_bytes(content.replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez"))
+    error = refusal(plain, cache)
+    assert error.code == "gguf-tokenizer"
+    assert error.message.startswith("transformers cannot read its tokenizer: ")
+    assert error.where == str(plain)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "is_tied", "kind"),
     [("llama", True, Q8), ("qwen2", False, F16)],
@@ -360,13 +261,14 @@ for key in same:
     assert getattr(ours.generation_config, key) == getattr(theirs.generation_config, key), key
 left, right = T.from_pretrained(converted), T.from_pretrained(folder, gguf_file=file)
 texts = ["The capital of France is Paris, 1234.5!", "def f(x):\\n\\treturn x ** 2  # caf\\u00e9\\n"]
-texts += ["\\u4f60\\u597d\\uff0c\\u4e16\\u754c\\u3002", "<|im_start|>user\\nhi<|im_end|>\\n", "", " "]
+texts += ["\\u4f60\\u597d\\uff0c\\u4e16\\u754c\\u3002"]
+texts += ["<|im_start|>user\\nhi<|im_end|>\\n", "", " "]
 for text in texts:
     assert left.encode(text) == right.encode(text), text
     assert left.decode(left.encode(text)) == text, text
 chat = [{"role": "user", "content": "hello"}]
-texts = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (left, right)]
-assert texts[0] == texts[1]
+say = {"tokenize": False, "add_generation_prompt": True}
+assert left.apply_chat_template(chat, **say) == right.apply_chat_template(chat, **say)
 print(len(theirs_state), "tensors", left.convert_tokens_to_ids("<|im_end|>"), left.eos_token_id)
 """
     command = [sys.executable, "-c", script, str(path.parent), path.name, str(folder)]

@@ -79,9 +79,7 @@ def test_a_file_cut_in_its_data_names_the_tensor(tmp_path: Path):
 
 def test_a_file_cut_anywhere_in_its_header_is_refused(tmp_path: Path):
     whole = write_gguf(tmp_path / "m.gguf").read_bytes()
-    start = min(
-        tensor.offset for tensor in read_gguf_header(tmp_path / "m.gguf").tensors.values()
-    )
+    start = min(tensor.offset for tensor in read_gguf_header(tmp_path / "m.gguf").tensors.values())
     path = tmp_path / "cut.gguf"
     for size in [*range(0, 400, 7), *range(400, start, 501)]:
         path.write_bytes(whole[:size])
@@ -101,8 +99,14 @@ def test_the_place_of_the_cut_is_named(tmp_path: Path):
         (b"GGUF" + struct.pack("<I", 1) + bytes(50), "GGUF version 1 is not supported"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(50), "GGUF version 50331648 is not supported"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), "the file ends at byte 24, the list of tens"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**64 - 1), "the file ends at byte 24, metadata key 0"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60), "the file ends at byte 32, metadata key 0"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 2**64 - 1),
+            "the file ends at byte 24, metadata key 0",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**60),
+            "the file ends at byte 32, metadata key 0",
+        ),
     ],
 )
 def test_garbage_is_refused(tmp_path: Path, head: bytes, message: str):
@@ -145,7 +149,7 @@ def test_garbage_is_refused(tmp_path: Path, head: bytes, message: str):
         ([], [tensor("t", [4, 0])], "tensor 't' of shape [0, 4] is not in blocks of 1"),
         ([], [tensor("t", [4]), tensor("t", [4], offset=32)], "tensor 't' is given twice"),
         ([], [tensor("t", [4]), tensor("u", [4], offset=8)], "tensor 'u' overlaps the tensor"),
-        ([], [tensor("t", [2**40, 2**40])], "the file ends at byte 128, tensor 't' needs"),
+        ([], [tensor("t", [2**40, 2**40])], "the file ends at byte 160, tensor 't' needs"),
     ],
 )
 def test_a_malformed_header_is_refused(

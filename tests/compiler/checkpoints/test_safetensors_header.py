@@ -56,9 +56,7 @@ def test_a_truncated_file_names_the_tensor_and_the_bytes(tmp_path: Path):
     path = write(tmp_path / "m.safetensors", header, bytes(48))
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-5])
-    assert refusal(path).message == (
-        f"the file ends at byte {size - 5}, tensor 'b' needs {size}"
-    )
+    assert refusal(path).message == (f"the file ends at byte {size - 5}, tensor 'b' needs {size}")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +72,16 @@ def test_a_truncated_file_names_the_tensor_and_the_bytes(tmp_path: Path):
         ({"a": entry(0, 8, shape=[3])}, 8, "tensor 'a' has 8 bytes, F32 [3] needs 12"),
         ({"a": entry(0, 8, shape=[2], dtype="F16")}, 8, "tensor 'a' has 8 bytes, F16 [2] needs 4"),
         ({"a": entry(0, 8, shape=[-2])}, 8, "tensor 'a' has the shape [-2]"),
-        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, 8, "tensor 'a' has the"),
-        ({"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}, 8, "tensor 'a' has the shape 2"),
+        (
+            {"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}},
+            8,
+            "tensor 'a' has the",
+        ),
+        (
+            {"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}},
+            8,
+            "tensor 'a' has the shape 2",
+        ),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "tensor 'a' has the data_offsets None"),
         ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, "tensor 'a' has no dtype"),
         ({"a": 3}, 8, "tensor 'a' is not described by an object"),

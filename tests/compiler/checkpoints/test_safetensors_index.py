@@ -72,7 +72,9 @@ def test_a_truncated_shard_is_named_with_a_tensor(folder: Path):
     error = refusal(folder)
     size = shard.stat().st_size
     assert error.where == str(shard)
-    assert error.message == f"the file ends at byte {size}, tensor 'lm_head.weight' needs {size + 1}"
+    assert (
+        error.message == f"the file ends at byte {size}, tensor 'lm_head.weight' needs {size + 1}"
+    )
 
 
 def test_a_tensor_that_its_shard_lacks(folder: Path):
@@ -116,7 +118,9 @@ def test_a_shard_outside_the_folder_is_refused(folder: Path, shard: str):
     write_safetensors(folder.parent / "outside.safetensors", {NORM: np.ones(64, np.float32)})
     change_index(folder, lambda placed: placed.update({NORM: shard}))
     error = refusal(folder)
-    assert error.message == f"tensor '{NORM}' is placed in {shard!r}, which is no file of the folder"
+    assert (
+        error.message == f"tensor '{NORM}' is placed in {shard!r}, which is no file of the folder"
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])

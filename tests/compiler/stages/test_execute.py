@@ -189,6 +189,12 @@ def test_a_stop_text_completed_by_the_last_token_is_a_stop() -> None:
     assert (generation.text, generation.finish_reason) == ("ab", "stop")
 
 
+def test_a_stop_text_completed_by_what_was_held_back_is_a_stop() -> None:
+    session = Session(ScriptedRunner(script("a👩")), TEXT)
+    generation = session.complete([1], replace(GREEDY, max_tokens=3, stop=("\ufffd",)))
+    assert (generation.text, generation.finish_reason) == ("a", "stop")
+
+
 @pytest.mark.parametrize(("prompt", "count"), [(96, 1), (95, 2), (90, 7)])
 def test_a_full_context_ends_with_length(prompt: int, count: int) -> None:
     tokens = [n % 200 for n in range(prompt)]

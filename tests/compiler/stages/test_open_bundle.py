@@ -176,6 +176,11 @@ def test_a_link_in_the_place_of_a_file_or_folder_is_refused(bundle: Path, name: 
     assert str(bundle / name) in refusal(bundle)
 
 
+def test_a_linked_folder_that_is_not_the_bundles_is_named(bundle: Path) -> None:
+    (bundle / "ir" / "more").symlink_to(bundle.parent / "modules")
+    assert f"{bundle / 'ir' / 'more'}: more is not one of" in refusal(bundle)
+
+
 def test_everything_that_is_wrong_is_said_at_once(bundle: Path) -> None:
     (bundle / "config.json").unlink()
     (bundle / "extra.txt").write_text("x")

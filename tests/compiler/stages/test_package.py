@@ -23,7 +23,7 @@ from compiler.contracts.errors import BundleError, CheckpointError, MachineLacks
 from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef, source, transpose, value
 from compiler.stages.open_bundle import open_bundle
-from compiler.stages.package import BundleDraft, existing_bundle, package
+from compiler.stages.package import BundleDraft, existing_bundle, kept_bundle, package
 
 PARAMS = "params/rank0.safetensors"
 
@@ -431,6 +431,50 @@ def test_existing_bundle(place: Path, draft: BundleDraft, checkpoint: Checkpoint
     assert existing_bundle(place / "tiny") is None
     bundle = write(place / "tiny", draft, checkpoint)
     assert existing_bundle(place / "tiny") == bundle
+
+
+def test_kept_bundle(place: Path, draft: BundleDraft, checkpoint: CheckpointRef) -> None:
+    assert kept_bundle(place / "tiny", draft.digest, force=False) is None
+    bundle = write(place / "tiny", draft, checkpoint)
+    assert kept_bundle(place / "tiny", draft.digest, force=False) == bundle
+    assert kept_bundle(place / "tiny", draft.digest, force=True) is None
+    assert kept_bundle(place / "tiny", "e" * 64, force=True) is None
+    with pytest.raises(BundleError, match="another bundle is in the way"):
+        kept_bundle(place / "tiny", "e" * 64, force=False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"schema_version": 1', '"schema_version": 0', "schema version is 0"),
+        ('"window": 16', '"window": 17', "manifest.json has been changed"),
+    ],
+)
+def test_a_bundle_that_cannot_be_read_is_replaced_with_force_alone(
+    place: Path, draft: BundleDraft, checkpoint: CheckpointRef, old: str, new: str, said: str
+) -> None:
+    write(place / "tiny", draft, checkpoint)
+    manifest = place / "tiny" / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    assert old in text
+    manifest.write_text(text.replace(old, new), encoding="utf-8")
+    refused = assert_untouched(place, lambda: write(place / "tiny", draft, checkpoint), BundleError)
+    assert said in refused
+    assert "replace it with --force" in refused
+    write(place / "tiny", draft, checkpoint, force=True)
+    assert open_bundle(place / "tiny").manifest.digest == draft.digest
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 1, "name": "a web extension"}'])
+def test_a_manifest_of_something_else_is_never_replaced(
+    place: Path, draft: BundleDraft, checkpoint: CheckpointRef, text: str
+) -> None:
+    (place / "tiny").mkdir()
+    (place / "tiny" / "manifest.json").write_text(text)
+    said = assert_untouched(
+        place, lambda: write(place / "tiny", draft, checkpoint, force=True), BundleError
+    )
+    assert "move it away" in said
 
 
 def test_a_bundle_of_the_same_digest_is_kept(

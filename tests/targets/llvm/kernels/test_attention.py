@@ -84,9 +84,7 @@ def test_matches_float64(
     caches[:, past + valid :] = np.nan  # what was never written may hold anything
     scale = head_dim**-0.5
 
-    got = _run(
-        execute, features, q, *caches, past=past, valid=valid, scale=scale, dtype=dtype
-    )
+    got = _run(execute, features, q, *caches, past=past, valid=valid, scale=scale, dtype=dtype)
 
     expected = _reference(q, *caches, past=past, valid=valid, scale=scale)
     assert np.max(np.abs(got - expected)) <= _TOLERANCE
@@ -96,9 +94,7 @@ def test_matches_float64(
 def test_nothing_allowed_gives_zero(features, execute, rng, tokens):
     q = rng.standard_normal((tokens, 4, 16), dtype=np.float32)
     cache = np.full((32, 2, 16), np.nan, np.float32)
-    got = _run(
-        execute, features, q, cache, cache, past=0, valid=0, scale=0.25, dtype="float32"
-    )
+    got = _run(execute, features, q, cache, cache, past=0, valid=0, scale=0.25, dtype="float32")
     np.testing.assert_array_equal(got, np.zeros_like(q))
 
 
@@ -108,9 +104,7 @@ def test_huge_scores_do_not_overflow(features, execute, rng, tokens):
     q = rng.standard_normal((tokens, 2, 16), dtype=np.float32) * 1e3
     caches = rng.standard_normal((2, 40, 2, 16)).astype(np.float32)
     caches[0] *= 1e3
-    got = _run(
-        execute, features, q, *caches, past=3, valid=tokens, scale=1.0, dtype="float32"
-    )
+    got = _run(execute, features, q, *caches, past=3, valid=tokens, scale=1.0, dtype="float32")
     assert np.all(np.isfinite(got))
     assert np.max(np.abs(got)) <= np.max(np.abs(caches[1])) * (1 + 1e-6)
 
@@ -120,9 +114,7 @@ def test_one_token_and_many_agree(features, execute, rng):
     tokens = 20
     q = rng.standard_normal((tokens, 6, 32), dtype=np.float32)
     caches = rng.standard_normal((2, 64, 2, 32)).astype(np.float32)
-    many = _run(
-        execute, features, q, *caches, past=30, valid=tokens, scale=0.2, dtype="float32"
-    )
+    many = _run(execute, features, q, *caches, past=30, valid=tokens, scale=0.2, dtype="float32")
     one = _run(
         execute,
         features,

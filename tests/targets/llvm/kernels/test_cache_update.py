@@ -3,8 +3,6 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
-from tvm.script import ir as I
-from tvm.script import relax as R
 
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.kernels.cache_update import cache_update
@@ -35,22 +33,9 @@ def test_writes_valid_rows_within_the_context(features, execute, rng, head_dim, 
 def test_in_place_through_relax(rng):
     """The caller's own buffer changes, and the result is that buffer: nothing was copied."""
     features = detect()
-    update = cache_update(
-        2, 2, head_dim=16, context=8, cache_dtype="float32", features=features
-    )
+    update = cache_update(2, 2, head_dim=16, context=8, cache_dtype="float32", features=features)
 
-    @I.ir_module
-    class Module:
-        @R.function
-        def main(
-            cache: R.Tensor((8, 2, 16), "float32"),
-            rows: R.Tensor((2, 2, 16), "float32"),
-            past_length: R.Tensor((1,), "int64"),
-            valid_length: R.Tensor((1,), "int64"),
-        ) -> R.Tensor((8, 2, 16), "float32"):
-            return cache
-
-    module = _with_update(Module, update)
+    module = _module(update, shape=(8, 2, 16), tokens=2)
     target = tvm.target.Target(llvm_target(features, threads=2))
     machine = relax.VirtualMachine(tvm.compile(module, target=target), tvm.cpu())
     cache = tvm.runtime.tensor(rng.standard_normal((8, 2, 16), dtype=np.float32))
@@ -70,13 +55,17 @@ def test_in_place_through_relax(rng):
     assert np.from_dlpack(result).ctypes.data == np.from_dlpack(cache).ctypes.data
 
 
-def _with_update(module, update):
-    """Replace the body of main by a `call_tir_inplace` of the kernel on its first parameter."""
+def _module(update, *, shape, tokens):
+    """main(cache, rows, past_length, valid_length): the kernel, in place on main's parameter."""
+    parameters = [
+        relax.Var("cache", relax.TensorType(shape, "float32")),
+        relax.Var("rows", relax.TensorType((tokens, *shape[1:]), "float32")),
+        relax.Var("past_length", relax.TensorType((1,), "int64")),
+        relax.Var("valid_length", relax.TensorType((1,), "int64")),
+    ]
     builder = relax.BlockBuilder()
-    parameters = [relax.Var(p.name_hint, p.ty) for p in module["main"].params]
-    with builder.function("main", parameters), builder.dataflow():
-        update_var = builder.add_func(update, "cache_update")
-        call = relax.op.call_tir_inplace(update_var, parameters, 0, parameters[0].ty)
-        output = builder.emit_output(call)
-        builder.emit_func_output(output)
+    with builder.function("main", parameters):
+        kernel = builder.add_func(update, "cache_update")
+        call = relax.op.call_tir_inplace(kernel, parameters, 0, parameters[0].ty)
+        builder.emit_func_output(builder.emit(call))
     return builder.get()

@@ -61,9 +61,7 @@ def test_writes_nothing_past_its_rows(features, execute, rng):
     """A row of y is all the memory there is: guards, not luck, keep the last block inside."""
     x = rng.standard_normal((33, 24), dtype=np.float32)
     weight = rng.standard_normal((9, 24), dtype=np.float32)
-    func = linear(
-        33, 9, inputs=24, weight_dtype="float32", has_bias=False, features=features
-    )
+    func = linear(33, 9, inputs=24, weight_dtype="float32", has_bias=False, features=features)
     once = execute(func, [x, weight, np.zeros((33, 9), np.float32)])
     again = execute(func, [x, weight, np.full((33, 9), np.inf, np.float32)])
     for first, second in zip(once, again, strict=True):
@@ -81,9 +79,7 @@ def test_lm_head_has_no_code_per_output():
 
 
 def test_is_marked_as_scheduled():
-    func = linear(
-        1, 8, inputs=8, weight_dtype="float32", has_bias=True, features=from_names([])
-    )
+    func = linear(1, 8, inputs=8, weight_dtype="float32", has_bias=True, features=from_names([]))
     assert func.attrs["tirx.is_scheduled"]
     assert [p.name for p in func.params] == ["x", "weight", "bias", "y"]
     assert isinstance(func, tvm.tirx.PrimFunc)

@@ -25,6 +25,4 @@ def test_saturates_without_overflow(features, execute):
     gate = np.array([[-3e38, -1000, -88, 0, 88, 1000, 3e38, -0.0]], dtype=np.float32)
     ones = np.ones_like(gate)
     *_, got = execute(silu_mul(1, 8, features=features), [gate, ones, np.full_like(gate, np.nan)])
-    np.testing.assert_allclose(
-        got, [[0, 0, 0, 0, 88, 1000, 3e38, 0]], rtol=1e-6, atol=1e-30
-    )
+    np.testing.assert_allclose(got, [[0, 0, 0, 0, 88, 1000, 3e38, 0]], rtol=1e-6, atol=1e-30)

@@ -16,12 +16,11 @@ from targets.llvm.kernels.vector_math import (
 
 
 def _kernel(x_shape, y_shape, emit):
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("main")
-            x = T.arg("x", T.buffer(x_shape, "float32"))
-            y = T.arg("y", T.buffer(y_shape, "float32"))
-            emit(x, y)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        x = T.arg("x", T.buffer(x_shape, "float32"))
+        y = T.arg("y", T.buffer(y_shape, "float32"))
+        emit(x, y)
     return builder.get()
 
 
@@ -43,7 +42,24 @@ def test_exp_over_the_whole_range(features, execute):
 
 def test_exp_near_zero_and_where_it_ends(features, execute):
     x = np.array(
-        [0, -0.0, 2**-30, -(2**-30), -87.34, -88, -104, -1e30, -np.inf, -(3.4e38), 1, -1, 90, 1e30, np.inf, 88],
+        [
+            0,
+            -0.0,
+            2**-30,
+            -(2**-30),
+            -87.34,
+            -88,
+            -104,
+            -1e30,
+            -np.inf,
+            -(3.4e38),
+            1,
+            -1,
+            90,
+            1e30,
+            np.inf,
+            88,
+        ],
         dtype=np.float32,
     )
     _, got = execute(_exp_kernel(16, features.lanes), [x, np.full_like(x, np.nan)])

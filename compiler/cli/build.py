@@ -1,0 +1,61 @@
+"""`build`: YAML -> bundle."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compiler.cli.build_log import build_log
+from compiler.contracts.pass_base import PassRecord
+from compiler.contracts.progress import StageRecord
+from compiler.terminal import Terminal, megabytes, plain
+
+if TYPE_CHECKING:
+    from compiler.workflows.build import BuildResult
+
+
+def main(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Build, and print what was done."""
+    from compiler.config import load_config
+    from compiler.workflows.build import build
+
+    config = load_config(options.yaml, overrides=options.overrides, target=options.target)
+    with terminal.progress() as shown, build_log(config, shown) as progress:
+        result = build(config, output=options.output, force=options.force, progress=progress)
+    if terminal.is_json:
+        terminal.json(_json(result))
+        return 0
+    if not terminal.is_quiet:
+        _print_stages(result.stages, terminal)
+        _print_passes(result.passes, terminal)
+    terminal.line(str(result.bundle))
+    return 0
+
+
+def _json(result: "BuildResult") -> dict[str, object]:
+    return {
+        "bundle": str(result.bundle),
+        "digest": result.digest,
+        "up_to_date": result.up_to_date,
+        "stages": plain(result.stages),
+        "passes": plain(result.passes),
+    }
+
+
+def _print_stages(stages: Sequence[StageRecord], terminal: Terminal) -> None:
+    if not stages:
+        return
+    rows = [(s.name, f"{s.seconds:.1f}", megabytes(s.peak_rss_bytes)) for s in stages]
+    total = sum(stage.seconds for stage in stages)
+    peak = max(stage.peak_rss_bytes for stage in stages)
+    rows.append(("all", f"{total:.1f}", megabytes(peak)))
+    terminal.table(("stage", "seconds", "peak memory"), rows)
+
+
+def _print_passes(passes: Sequence[PassRecord], terminal: Terminal) -> None:
+    if not passes:
+        return
+    rows = [(p.name, p.phase, str(p.rewrites), str(len(p.skips))) for p in passes]
+    terminal.table(("pass", "phase", "rewrites", "skips"), rows)
+    for record in passes:
+        for skip in record.skips:
+            terminal.note(f"{record.name} ({record.phase}) skips {skip.node}: {skip.reason}")

@@ -1,0 +1,150 @@
+"""The arguments of every verb."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from compiler.contracts.errors import ConfigError
+
+PROGRAM = "python -m compiler"
+
+_EXIT_CODES = """\
+exit codes: 0 done; 1 a check ran and failed; 2 bad input; 3 the machine lacks something;
+70 a bug of ours; 130 interrupted
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a ConfigError where argparse would print and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        near = _did_you_mean(message)
+        hint = f"did you mean {near}?" if near else f"see {self.prog} --help"
+        raise ConfigError(message, where="command line", hint=hint, code="usage")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command; `verb` names it.
+
+    Raises:
+        ConfigError: The arguments are wrong.
+        SystemExit: Help was asked for, and given.
+    """
+    return _parser().parse_args(arguments)
+
+
+def _did_you_mean(message: str) -> str | None:
+    """The verb or option that is nearest to the one that argparse refuses."""
+    wrong = re.match(
+        r"argument VERB: invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message
+    )
+    if wrong is None:
+        return None
+    parser = _parser()
+    verbs = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
+    options = {name for verb in verbs.values() for name in verb._option_string_actions}
+    known = [*verbs] if wrong[1] is not None else sorted(options)
+    near = difflib.get_close_matches((wrong[1] or wrong[2]).partition("=")[0], known, n=1)
+    return near[0] if near else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="A declarative graph compiler for the Qwen family.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_build(verbs)
+    _add_run(verbs)
+    _add_compare(verbs)
+    _add_check(verbs)
+    return parser
+
+
+def _add_verb(
+    verbs: "argparse._SubParsersAction[_Parser]", name: str, summary: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+    )
+    verb.add_argument("--json", action="store_true", help="print one JSON object, errors too")
+    verb.add_argument("--quiet", action="store_true", help="print no progress and no remarks")
+    return verb
+
+
+def _add_yaml(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("yaml", type=Path, metavar="YAML", help="what to build")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="put a value over the YAML's; may be repeated",
+    )
+
+
+def _add_build(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "build", "build a bundle from a YAML")
+    _add_yaml(verb)
+    verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="the bundle's folder")
+    verb.add_argument("--force", action="store_true", help="replace another bundle that is there")
+
+
+def _add_check(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs, "check", "say what would be built, and what is wrong, reading no weight"
+    )
+    _add_yaml(verb)
+    verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+
+
+def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "compare", "hold targets against the first one, on equal inputs")
+    _add_yaml(verb)
+    verb.add_argument(
+        "--targets",
+        required=True,
+        metavar="A,B",
+        help="the reference, then what to hold against it",
+    )
+    verb.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="one prompt a line, or a JSON list (.json)"
+    )
+    verb.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens a prompt (16)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs (0)")
+
+
+def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "run", "run a bundle: continue a prompt, or hold a conversation")
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    prompt = verb.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt; - reads stdin")
+    prompt.add_argument("--token-ids", metavar="1,2,3", help="the prompt as token ids")
+    verb.add_argument(
+        "--chat",
+        action="store_true",
+        help="apply the chat template; without a prompt, converse on the terminal",
+    )
+    verb.add_argument("--system", metavar="TEXT", help="the system prompt, with --chat")
+    verb.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most N (256)")
+    verb.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy"
+    )
+    verb.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus (1)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (0)")
+    verb.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated"
+    )
+    verb.add_argument(
+        "--logits", type=Path, metavar="FILE.npy", help="save the logits, [steps, vocabulary]"
+    )
+    verb.add_argument("--verify", action="store_true", help="hash the parameters again")
+    verb.add_argument("--threads", type=int, metavar="N", help="threads to compute with")

@@ -1,0 +1,152 @@
+"""`run`: a bundle continues a prompt, answers a question, or holds a conversation."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.contracts.errors import ConfigError, RunError
+from compiler.terminal import Terminal
+
+if TYPE_CHECKING:
+    from compiler.stages.execute import GenerateOptions, Generation, Session, Token
+    from compiler.text import Message
+
+
+def main(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Run once, or converse."""
+    _check(options, terminal)
+    is_conversation = options.prompt is None and options.token_ids is None
+    prompt = None if is_conversation else _prompt(options)
+
+    from compiler.stages.execute import GenerateOptions
+    from compiler.workflows.run import open_session
+
+    generate = GenerateOptions(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=tuple(options.stop),
+        keep_logits=options.logits is not None,
+    )
+    with open_session(options.bundle, verify=options.verify, threads=options.threads) as session:
+        if prompt is None:
+            from compiler.cli.conversation import converse
+
+            converse(session, generate, terminal, system=options.system)
+            return 0
+        return _run_once(session, _started(session, prompt, generate, options), options, terminal)
+
+
+def speeds(generation: "Generation") -> str:
+    """The line under an answer."""
+    prefill = f"{generation.prompt_tokens} tokens read in {generation.prefill_seconds:.2f} s"
+    count = len(generation.tokens)
+    decode = f"{count} written at {generation.decode_tokens_per_second:.1f} tokens/s"
+    return f"{prefill}, {decode}, ended by {generation.finish_reason}"
+
+
+def _check(options: argparse.Namespace, terminal: Terminal) -> None:
+    """Refuse options that do not go together, before anything is opened."""
+    has_prompt = options.prompt is not None or options.token_ids is not None
+    refusals = (
+        (options.chat and options.token_ids is not None, "--chat takes text, not --token-ids"),
+        (options.system is not None and not options.chat, "--system goes with --chat"),
+        (not has_prompt and not options.chat, "there is no prompt"),
+        (not has_prompt and terminal.is_json, "--json needs a prompt"),
+        (not has_prompt and options.logits is not None, "--logits needs a prompt"),
+        (not has_prompt and not sys.stdin.isatty(), "a conversation needs a terminal"),
+    )
+    for is_wrong, message in refusals:
+        if is_wrong:
+            hint = "give --prompt TEXT, or --prompt - to read stdin"
+            raise ConfigError(message, where="command line", hint=hint, code="usage")
+    if options.logits is not None and not options.logits.absolute().parent.is_dir():
+        message = f"there is no folder {options.logits.absolute().parent}"
+        raise ConfigError(message, where="--logits", hint="make it first", code="usage")
+
+
+def _prompt(options: argparse.Namespace) -> str | list[int]:
+    if options.token_ids is not None:
+        return _token_ids(options.token_ids)
+    raw = sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        message = f"the prompt is not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start}"
+        raise RunError(message, where="--prompt", hint="give it as UTF-8", code="usage") from e
+    # A text file ends with a newline that nobody means as a part of the prompt.
+    return text.removesuffix("\n") if options.prompt == "-" else text
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as e:
+        message = f"'{text}' is not a list of token ids"
+        hint = "write --token-ids 1,2,3"
+        raise ConfigError(message, where="--token-ids", hint=hint, code="usage") from e
+
+
+def _started(
+    session: "Session",
+    prompt: str | list[int],
+    generate: "GenerateOptions",
+    options: argparse.Namespace,
+) -> "Iterator[Token]":
+    if not options.chat:
+        return session.generate(prompt, generate)
+    assert isinstance(prompt, str), "checked with the options"
+    messages: list[Message] = [{"role": "user", "content": prompt}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
+    return session.chat(messages, generate)
+
+
+def _run_once(
+    session: "Session",
+    stream: "Iterator[Token]",
+    options: argparse.Namespace,
+    terminal: Terminal,
+) -> int:
+    is_text = session.text.has_tokenizer
+    for token in stream:
+        if not terminal.is_json:
+            terminal.stream(token.text if is_text else f"{token.id} ")
+    generation = session.last
+    assert generation is not None, "the stream ended without a result"
+    if options.logits is not None:
+        _save_logits(generation, options.logits)
+    if terminal.is_json:
+        terminal.json(_json(generation))
+        return 0
+    terminal.stream("\n")
+    terminal.note(speeds(generation))
+    return 0
+
+
+def _json(generation: "Generation") -> dict[str, object]:
+    return {
+        "prompt_tokens": generation.prompt_tokens,
+        "tokens": list(generation.tokens),
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "prefill_seconds": generation.prefill_seconds,
+        "decode_tokens_per_second": generation.decode_tokens_per_second,
+    }
+
+
+def _save_logits(generation: "Generation", path: Path) -> None:
+    import numpy as np
+
+    assert generation.logits is not None, "the logits were asked for"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as stream:
+            np.save(stream, generation.logits)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The reference: transformers' own model in float32, never our traced module."""
