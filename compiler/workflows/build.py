@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from compiler.bundle_place import kept_bundle
 from compiler.config import BuildConfig
 from compiler.contracts.pass_base import PassRecord
 from compiler.contracts.program import Program, ProgramSet
@@ -13,7 +14,7 @@ from compiler.contracts.progress import Progress, StageRecord
 from compiler.contracts.target_base import Lowered, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.lower import lower_program
-from compiler.stages.package import BundleDraft, ModuleDraft, existing_bundle, package
+from compiler.stages.package import BundleDraft, ModuleDraft, package
 from compiler.stages.rewrite import Rewritten, rewrite
 from compiler.workflows.plan import Plan, locate, plan_build, traced
 from compiler.workflows.processes import run_parallel
@@ -56,8 +57,7 @@ def build(
     with clock.stage("checkpoint"):
         checkpoint = locate(config, progress=clock.progress)
         plan = plan_build(config, checkpoint)
-    standing = existing_bundle(destination)
-    if standing is not None and standing.manifest.digest == plan.digest and not force:
+    if kept_bundle(destination, plan.digest, force=force) is not None:
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), ())
     with clock.stage("trace"):

@@ -1,5 +1,6 @@
 """config, targets -> comparisons: identical tokens to each, the first target is the reference."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from compiler import registry
+from compiler.bundle_place import existing_bundle
 from compiler.config import BuildConfig
+from compiler.contracts.bundle import MANIFEST_FILE
 from compiler.contracts.comparison import Comparison
 from compiler.contracts.errors import MachineLacks, RunError
 from compiler.contracts.progress import Progress
@@ -23,7 +26,7 @@ from compiler.stages.compare import (
 from compiler.stages.open_bundle import open_bundle
 from compiler.text import Text
 from compiler.workflows.build import build
-from compiler.workflows.plan import locate
+from compiler.workflows.plan import locate, plan_build
 
 # Lengths of the random prompts, in windows: one token, part of a window, one, and more than one.
 _WINDOWS = (0.0, 0.4, 1.0, 1.3)
@@ -135,9 +138,20 @@ def _open(
     if target.opens == "checkpoint":
         progress.note(f"opening {checkpoint.path.name} with {target.name}")
         return target.open(checkpoint)
-    bundle = build(config, progress=progress).bundle
+    bundle = _built(config, checkpoint, progress)
     progress.note(f"opening {bundle.name} with {target.name}")
-    return target.open(open_bundle(Path(bundle)))
+    return target.open(open_bundle(bundle))
+
+
+def _built(config: BuildConfig, checkpoint: CheckpointRef, progress: Progress) -> Path:
+    """The user's bundle where it is the one of this configuration; else one beside it, our own."""
+    theirs = config.workspace_path / config.name
+    if os.path.lexists(theirs / MANIFEST_FILE):
+        standing = existing_bundle(theirs)
+        if standing is None or standing.manifest.digest != plan_build(config, checkpoint).digest:
+            ours = config.workspace_path / "compare" / config.name
+            return build(config, output=ours, force=True, progress=progress).bundle
+    return build(config, progress=progress).bundle
 
 
 def _decode(runner: Runner, inputs: Sequence[Sequence[int]], tokens: int) -> list[Trajectory]:

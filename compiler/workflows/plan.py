@@ -16,9 +16,11 @@ from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import PassChoice, Target
 from compiler.contracts.weights import CheckpointRef
+from compiler.hashing import sha256_of
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
 from compiler.stages.rewrite import PlannedPass, check_order
 from compiler.stages.trace import trace
+from compiler.text import TOKENIZER_FILES
 from compiler.workflows.processes import run_isolated
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
@@ -42,13 +44,16 @@ class Plan:
     digest: str
 
 
-def locate(config: BuildConfig, *, progress: Progress) -> CheckpointRef:
-    """The checkpoint, its files and tensors verified."""
+def locate(
+    config: BuildConfig, *, progress: Progress, is_hashed: bool = True
+) -> CheckpointRef:
+    """The checkpoint, its files and tensors verified; hashing alone reads weights."""
     checkpoint = locate_checkpoint(
         config.checkpoint,
         base=config.path.absolute().parent,
         supported=registry.models(),
         progress=progress,
+        is_hashed=is_hashed,
     )
     verify_tensors(checkpoint, family_of(checkpoint))
     return checkpoint
@@ -78,6 +83,7 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     decisive = {
         "config": config.digest(),
         "checkpoint": checkpoint.digest,
+        "tokenizer": _tokenizer_digest(checkpoint),
         "tools": dict(tools),
         "target": dict(target.fingerprint(options)),
     }
@@ -109,6 +115,16 @@ def traced(config: BuildConfig, checkpoint: CheckpointRef) -> ProgramSet:
 def trace_checkpoint(checkpoint: CheckpointRef, window: int, context: int | None) -> ProgramSet:
     """The child's work."""
     return trace(family_of(checkpoint), checkpoint, window=window, context=context)
+
+
+def _tokenizer_digest(checkpoint: CheckpointRef) -> str:
+    """The files that a bundle copies beside the weights."""
+    digest = hashlib.sha256()
+    for name in sorted(TOKENIZER_FILES):
+        file = checkpoint.path / name
+        if file.is_file():
+            digest.update(f"{name}\0{sha256_of(file)}\0".encode())
+    return digest.hexdigest()
 
 
 def tool_versions() -> dict[str, str]:

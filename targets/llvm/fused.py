@@ -7,14 +7,11 @@ from tvm import relax
 
 from compiler.relax import AttributeValue, FusedConverter
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernel_calls import add_kernel, static_shape
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
 
 Attributes = Mapping[str, AttributeValue]
-
-
-def _shape(value: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(axis) for axis in value.ty.shape.values)
 
 
 def _bound(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Var:
@@ -38,16 +35,16 @@ def _cache_update(
 ) -> relax.Expr:
     """CacheUpdate(cache, rows, past, valid): the cache is a function's parameter, written in place."""
     cache, rows, past, valid = (_bound(builder, value) for value in inputs)
-    context, heads, head_dim = _shape(cache)
+    context, heads, head_dim = static_shape(cache)
     kernel = cache_update(
-        _shape(rows)[0],
+        static_shape(rows)[0],
         heads,
         head_dim=head_dim,
         context=context,
         cache_dtype=str(cache.ty.dtype.dtype),
         features=features,
     )
-    name = builder.add_func(kernel, "cache_update")
+    name = add_kernel(builder, kernel, "cache_update")
     return relax.call_tir_inplace(
         name, [cache, rows, past, valid], inplace_indices=0, out_ty=cache.ty
     )
@@ -62,8 +59,8 @@ def _attention(
 ) -> relax.Expr:
     """FusedAttention(q[1, H, T, d], keys, values, past, valid) -> [1, T, H * d]."""
     q, keys, values, past, valid = (_bound(builder, value) for value in inputs)
-    _, heads, tokens, head_dim = _shape(q)
-    context, kv_heads, _ = _shape(keys)
+    _, heads, tokens, head_dim = static_shape(q)
+    context, kv_heads, _ = static_shape(keys)
     scale = attributes["scale"]
     assert isinstance(scale, float), f"scale is {scale!r}"
     kernel = attention(
@@ -76,7 +73,7 @@ def _attention(
         cache_dtype=str(keys.ty.dtype.dtype),
         features=features,
     )
-    name = builder.add_func(kernel, "attention")
+    name = add_kernel(builder, kernel, "attention")
     by_token = builder.emit(relax.op.permute_dims(q, [0, 2, 1, 3]))
     rows = builder.emit(relax.op.reshape(by_token, [tokens, heads, head_dim]))
     out = builder.emit(

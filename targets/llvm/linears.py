@@ -15,13 +15,10 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernel_calls import add_kernel, static_shape
 from targets.llvm.kernels.linear import linear
 
 _STORED = ("float32", "bfloat16", "float16")
-
-
-def _shape(value: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(axis) for axis in value.ty.shape.values)
 
 
 def _is_call(value: relax.Expr | None, name: str) -> bool:
@@ -50,7 +47,7 @@ class _LinearLowering(PyExprMutator):
     def _weight(self, value: relax.Expr) -> relax.Expr | None:
         """The stored [out, in] parameter behind permute_dims and, perhaps, astype."""
         turned = self._behind(value)
-        if not _is_call(turned, "permute_dims") or len(_shape(turned.args[0])) != 2:
+        if not _is_call(turned, "permute_dims") or len(static_shape(turned.args[0])) != 2:
             return None
         stored = turned.args[0]
         widened = self._behind(stored)
@@ -69,16 +66,16 @@ class _LinearLowering(PyExprMutator):
 
     def _sum(self, call: relax.Call) -> relax.Expr:
         for product, bias in (tuple(call.args), tuple(call.args)[::-1]):
-            if product not in self.products or len(_shape(bias)) != 1:
+            if product not in self.products or len(static_shape(bias)) != 1:
                 continue
             x, weight = self.products[product]
-            if _shape(bias) == _shape(weight)[:1]:
+            if static_shape(bias) == static_shape(weight)[:1]:
                 return self._emit(x, weight, bias)
         return call
 
     def _emit(self, x: relax.Expr, weight: relax.Expr, bias: relax.Expr | None) -> relax.Var:
-        *batch, inputs = _shape(x)
-        rows, outputs = prod(batch), _shape(weight)[0]
+        *batch, inputs = static_shape(x)
+        rows, outputs = prod(batch), static_shape(weight)[0]
         kernel = linear(
             rows,
             outputs,
@@ -87,7 +84,7 @@ class _LinearLowering(PyExprMutator):
             has_bias=bias is not None,
             features=self.features,
         )
-        name = self.builder_.add_func(kernel, "linear")
+        name = add_kernel(self.builder_, kernel, "linear")
         flat = self.builder_.emit(relax.op.reshape(x, [rows, inputs]))
         arguments: Sequence[relax.Expr] = [flat, weight] if bias is None else [flat, weight, bias]
         result = self.builder_.emit(

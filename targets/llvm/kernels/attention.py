@@ -7,6 +7,9 @@ rescale what they have so far. The online softmax is Milakov and Gimelshein's
 Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 """
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import PrimFunc
 from tvm.tirx.script.builder import ir as T
@@ -14,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.attention_shape import AttentionShape, Operands
 from targets.llvm.kernels.decode_attention import emit_decode
+from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.prefill_attention import emit_prefill
 
 
@@ -54,8 +58,7 @@ def attention(
     shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, scale)
     cache = (context, kv_heads, head_dim)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("attention")
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        begin("attention")
         operands = Operands(
             q=T.arg("q", T.buffer((tokens, heads, head_dim), "float32")),
             k_cache=T.arg("k_cache", T.buffer(cache, cache_dtype)),
@@ -68,4 +71,4 @@ def attention(
             emit_decode(operands, shape, features=features)
         else:
             emit_prefill(operands, shape, features=features)
-    return builder.get()
+    return finished(builder)

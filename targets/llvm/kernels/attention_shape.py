@@ -1,5 +1,8 @@
 """What both forms of attention are built from: static sizes and the function's buffers."""
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from dataclasses import dataclass
 
 from tvm.tirx import Buffer

@@ -1,5 +1,8 @@
 """Write the new rows of keys or values into their cache, in place."""
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
@@ -7,6 +10,7 @@ from tvm.tirx import PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.vector_math import chunks, load, narrow, store
 
 
@@ -35,8 +39,7 @@ def cache_update(
         `relax.call_tir_inplace` the cache is argument 0: `inplace_indices=[0]`.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("cache_update")
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        begin("cache_update")
         cache = T.arg("cache", T.buffer((context, kv_heads, head_dim), cache_dtype))
         rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), "float32"))
         past_length = T.arg("past_length", T.buffer((1,), "int64"))
@@ -48,7 +51,7 @@ def cache_update(
             for d, width in chunks(head_dim, features.lanes):
                 value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
                 store(cache, (first + i, head, d), value, lanes=width)
-    return builder.get()
+    return finished(builder)
 
 
 def _int64(value: int) -> Expr:

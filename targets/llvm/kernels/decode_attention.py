@@ -2,9 +2,12 @@
 
 Each run of keys of each kv head leaves a partial result (largest score, sum of weights, weighted
 sum of V), and a last loop joins the runs of a head. The queries of a group share every load of K
-and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before: its
-repeated lanes are zero in q and computed twice, equally, in the output.
+and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before:
+its repeated lanes are zero in q, and computed twice, equally, in the output.
 """
+
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 import math
 from dataclasses import dataclass

@@ -12,6 +12,10 @@ A block that fits none of them (extents unknown, or not a multiple of the lanes)
 and LLVM vectorizes what it can. A function that the schedule primitives refuse is left as it was.
 """
 
+# `Schedule.get` is annotated as Optional, and its loops and blocks without their fields.
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import logging
 
 from tvm import s_tir, tirx

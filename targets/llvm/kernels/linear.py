@@ -5,10 +5,13 @@ along `inputs`, and a shuffle tree sums the lanes of a block at the end.
 
 Many rows (prefill): outer products. x is transposed once into panels [rows / lanes][inputs][lanes],
 so lanes run along rows. For a block of outputs and a stretch of `inputs`, the weight is widened
-into a panel of fp32 that stays in L1, and every row of x passes over it (BLIS's five loops, with the
-roles of the operands exchanged: https://doi.org/10.1145/2764454). The tile is transposed back in
+into a panel of fp32 that stays in L1, and every row of x passes over it (BLIS's five loops, the
+operands' roles exchanged: https://doi.org/10.1145/2764454). The tile is transposed back in
 registers as it is stored.
 """
+
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable
 
@@ -19,6 +22,7 @@ from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.register_tile import (
     TileShape,
     multiply_accumulate,
@@ -74,17 +78,16 @@ def linear(
         fp32,) y [rows, outputs] fp32.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("linear")
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        begin("linear")
         x = T.arg("x", T.buffer((rows, inputs), "float32"))
-        weight = T.arg("weight", T.buffer((outputs, inputs), weight_dtype))
+        weight = T.arg("weight", T.buffer((_index(outputs), _index(inputs)), weight_dtype))
         bias = T.arg("bias", T.buffer((outputs,), "float32")) if has_bias else None
         y = T.arg("y", T.buffer((rows, outputs), "float32"))
         if rows <= _DOT_ROWS:
             _dot_products(x, weight, bias, y, features=features)
         else:
             _outer_products(x, weight, bias, y, tile=tile_shape(features))
-    return builder.get()
+    return finished(builder)
 
 
 def _dot_products(

@@ -1,5 +1,8 @@
 """Whether a loop is worth a launch of the thread pool."""
 
+# TVM annotates a loop's extent without plain integers.
+# pyright: reportArgumentType=false
+
 from tvm.tirx.script.builder import ir as T
 from tvm.tirx.script.builder.frame import ForFrame
 

@@ -6,6 +6,9 @@ over head_dim, an online softmax down the columns, and out [head_dim][rows] by t
 the keys. K and V are widened to fp32 a block at a time, in L1, and serve the whole group.
 """
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 import math
 
 from tvm import tirx
@@ -133,7 +136,7 @@ class _QueryBlock:
                 store(self.sums, (d, m * lanes), splat(0.0, lanes), lanes=lanes)
 
     def _widen(self, cache: Buffer, key: Expr, count: Expr) -> None:
-        """Emit panel[j, d] = fp32(cache[key + j, head, d]), up to a multiple of the tile's keys."""
+        """Emit panel[j, d] = fp32(cache[key + j, head, d]), up to whole tiles of keys."""
         columns = self.tile.columns
         with T.serial((count + (columns - 1)) // columns * columns) as j:
             row = T.min(key + j, self.shape.context - 1)
@@ -162,7 +165,7 @@ class _QueryBlock:
                     store(self.scores, (j + n, m * lanes), score, lanes=lanes)
 
     def _softmax(self, count: Expr) -> None:
-        """Emit scores -> exp(scores - largest so far), and the factor for what was summed before."""
+        """Emit scores -> exp(scores - largest so far), and the factor for older sums."""
         lanes = self.tile.lanes
         for m in range(self.tile.vectors):
             at = (m * lanes,)
@@ -183,7 +186,7 @@ class _QueryBlock:
             store(self.total, at, value_of(total), lanes=lanes)
 
     def _accumulate(self, count: Expr) -> None:
-        """Emit sums[d, row] = sums[d, row] * rescale[row] + sum of panel[j, d] * scores[j, row]."""
+        """Emit sums[d, row] = sums[d, row] * rescale[row] + panel[j, d] * scores[j, row]."""
         columns, head_dim = self.tile.columns, self.shape.head_dim
         if head_dim >= columns:
             with T.serial(head_dim // columns) as step:

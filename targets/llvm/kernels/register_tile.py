@@ -4,6 +4,9 @@ acc[m][n] += sum over k of a[m][k] * b[n][k], where a[m][k] is a vector (rows li
 no sum ever crosses a vector) and b[n][k] is one fp32 number, broadcast to all lanes.
 """
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

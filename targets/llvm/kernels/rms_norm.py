@@ -3,12 +3,16 @@
 Root mean square layer normalization: https://arxiv.org/abs/1910.07467.
 """
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.parallel_loop import parallel_or_serial
 from targets.llvm.kernels.vector_math import (
     assign,
@@ -36,8 +40,7 @@ def rms_norm(rows: int, hidden: int, *, epsilon: float, features: CpuFeatures) -
     """
     lanes = features.lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("rms_norm")
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        begin("rms_norm")
         x = T.arg("x", T.buffer((rows, hidden), "float32"))
         weight = T.arg("weight", T.buffer((hidden,), "float32"))
         y = T.arg("y", T.buffer((rows, hidden), "float32"))
@@ -54,7 +57,7 @@ def rms_norm(rows: int, hidden: int, *, epsilon: float, features: CpuFeatures) -
                 normalize(step * lanes, lanes)
             for k, width in chunks(hidden - whole, lanes):
                 normalize(whole + k, width)
-    return builder.get()
+    return finished(builder)
 
 
 def _sum_of_squares(x: Buffer, row: Expr, *, lanes: int) -> Expr:

@@ -1,11 +1,15 @@
 """y = gate * sigmoid(gate) * up, the gated activation of Qwen's MLP (https://arxiv.org/abs/2002.05202)."""
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.parallel_loop import parallel_or_serial
 from targets.llvm.kernels.vector_math import chunks, exp, load, splat, store
 
@@ -23,8 +27,7 @@ def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
     """
     lanes = features.lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("silu_mul")
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        begin("silu_mul")
         gate, up, y = (
             T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up", "y")
         )
@@ -44,7 +47,7 @@ def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
                 activate(row, start + step * lanes, lanes)
             for k, count in chunks(length - whole, lanes):
                 activate(row, whole + k, count)
-    return builder.get()
+    return finished(builder)
 
 
 def _silu(gate: Expr, lanes: int) -> Expr:

@@ -5,6 +5,9 @@ expressions (and, where it says so, emits bindings into the function under const
 kernels stay in straight-line code that LLVM keeps in registers.
 """
 
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Iterator, Sequence
 
 from tvm import tirx
@@ -58,7 +61,7 @@ def chunks(length: int, lanes: int) -> Iterator[tuple[int, int]]:
         offset += width
 
 
-def slice_of(start: Expr | int, lanes: int) -> Expr:
+def slice_of(start: Expr | int, lanes: int) -> Expr | int:
     """The index of `lanes` neighbouring elements from `start`."""
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
 

@@ -1,5 +1,6 @@
 """Compile one kernel for a level of features and run it on numpy arrays."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -34,12 +35,15 @@ def features(request: pytest.FixtureRequest) -> CpuFeatures:
 @pytest.fixture
 def execute(features: CpuFeatures) -> Execute:
     """Run a PrimFunc on copies of the arrays; what each holds afterwards."""
+    target = tvm.target.Target(llvm_target(features, threads=2))
+
+    @functools.cache
+    def kernel(func: tvm.tirx.PrimFunc) -> Callable[..., None]:
+        return tvm.compile(tvm.IRModule({"main": func}), target=target)["main"]
 
     def run(func: tvm.tirx.PrimFunc, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        target = tvm.target.Target(llvm_target(features, threads=2))
-        kernel = tvm.compile(tvm.IRModule({"main": func}), target=target)["main"]
         tensors = [_tensor(array) for array in arrays]
-        kernel(*tensors)
+        kernel(func)(*tensors)
         return [_array(tensor) for tensor in tensors]
 
     return run
