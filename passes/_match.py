@@ -4,12 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
 
-from compiler.contracts.program import FUSED_DOMAIN
+from compiler.contracts.program import FUSED_DOMAIN, quiet_graphsurgeon
 
-# graphsurgeon warns on standard output about optional packages of its own.
-G_LOGGER.severity = G_LOGGER.ERROR
+quiet_graphsurgeon()
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:

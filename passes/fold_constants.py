@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
-from compiler.contracts.program import CONSTANT_BYTES, OPSET, Program
+from compiler.contracts.program import CONSTANT_BYTES, OPSET, Program, tidy
 from passes._match import constant, replace_uses
 
 INT64_MAX = np.iinfo(np.int64).max
@@ -111,7 +111,7 @@ def fold_constants(program: Program) -> PassReport:
         for tensor, value in zip(node.outputs, values, strict=True):
             replace_uses(graph, tensor, gs.Constant(tensor.name, value))
         rewrites.append(node.name)
-    graph.cleanup().toposort()
+    tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

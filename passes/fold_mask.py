@@ -24,7 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
-from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program
+from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
 from passes._match import add_node, ancestors, producer, replace_uses
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -207,7 +207,7 @@ def fold_mask(program: Program) -> PassReport:
         valid_length,
         *(t for n, t in inputs.items() if n not in ("input_ids", "attention_mask", "position_ids")),
     ]
-    graph.cleanup().toposort()
+    tidy(graph)
     return PassReport(tuple(mask.name for mask in masks))
 
 

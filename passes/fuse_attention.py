@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
-from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program
+from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
 from passes._match import add_node, constant, only_reader, operands, produced_by
 
 FUSED_ATTENTION = onnx.parser.parse_function(
@@ -186,7 +186,7 @@ def fuse_attention(program: Program) -> PassReport:
         rewrites.append(name)
     if rewrites:
         program.functions[FUSED_ATTENTION.name] = FUSED_ATTENTION
-    graph.cleanup().toposort()
+    tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

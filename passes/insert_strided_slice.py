@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
-from compiler.contracts.program import Phase, Program
+from compiler.contracts.program import Phase, Program, tidy
 from passes._match import add_node, produced_by, through
 
 _INT64_MAX = np.iinfo(np.int64).max
@@ -51,7 +51,7 @@ def insert_strided_slice(program: Program, position: str) -> PassReport:
     kept = _kept_row(program, head.inputs[0], position)
     head.inputs = [kept, head.inputs[1]]
     logits.shape = [logits.shape[0], 1, logits.shape[2]]
-    graph.cleanup().toposort()
+    tidy(graph)
     return PassReport((head.name,))
 
 

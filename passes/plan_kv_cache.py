@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
-from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program
+from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
 from passes._match import add_node, produced_by, replace_uses
 
 SEQUENCE_AXIS = 2
@@ -131,7 +131,7 @@ def plan_kv_cache(program: Program) -> PassReport:
         replace_uses(graph, present, by_head, readers=readers)
         program.aliases[present.name] = past.name
     program.functions[CACHE_UPDATE.name] = CACHE_UPDATE
-    graph.cleanup().toposort()
+    tidy(graph)
     return PassReport(tuple(m.node.name for m in matches if isinstance(m, _Append)))
 
 

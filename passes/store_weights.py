@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
-from compiler.contracts.program import Program
+from compiler.contracts.program import Program, tidy
 from compiler.contracts.weights import Weight, cast, transpose
 from passes._match import add_node, replace_uses
 
@@ -79,7 +79,7 @@ def store_weights(program: Program, dtype: str) -> PassReport:
             rewrites.append(node.name)
         elif node.op not in ("Gather", "Cast", "Transpose"):
             skips.append(Skip(parameter.name, f"{node.name} reads it, no MatMul and no Gather"))
-    program.graph.cleanup().toposort()
+    tidy(program.graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

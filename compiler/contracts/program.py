@@ -132,6 +132,26 @@ class ProgramSet:
         return {w.key: w for program in self for _, w in sorted(program.weights.items())}
 
 
+def quiet_graphsurgeon() -> None:
+    """graphsurgeon writes warnings about optional packages of its own to standard output."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    G_LOGGER.severity = G_LOGGER.ERROR
+
+
+def tidy(graph: "gs.Graph") -> "gs.Graph":
+    """Drop nodes that reach no output, and sort: `cleanup().toposort()` in linear time.
+
+    graphsurgeon's cleanup looks each graph input up in a list of all tensors; a parameter is an input
+    here, and 80 layers have a thousand. It leaves inputs alone, so it need not see them.
+    """
+    inputs = list(graph.inputs)
+    graph.inputs = []
+    graph.cleanup()
+    graph.inputs = inputs
+    return graph.toposort()
+
+
 def _revive(
     phase: Phase,
     data: bytes,
@@ -145,6 +165,7 @@ def _revive(
     import onnx
     import onnx_graphsurgeon as gs
 
+    quiet_graphsurgeon()
     model = onnx.load_from_string(data)
     functions = {function.name: function for function in model.functions}
     del model.functions[:]

@@ -42,12 +42,14 @@ def relax_from_program(
     import_tvm()
     from tvm.relax.frontend.onnx import from_onnx
 
+    from compiler.relax.gathers import clamp_gathers
+
     converters = dict(fused or {})
     model = _inlined(program, converters)
     with _extended_importer(converters):
         _refuse_unknown(model, converters)
         module = from_onnx(model, sanitize_input_names=False)
-    return module.without_attr("num_input") if module.attrs else module
+    return clamp_gathers(module)
 
 
 def _inlined(program: Program, kept: Mapping[str, FusedConverter]) -> "onnx.ModelProto":

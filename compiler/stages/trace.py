@@ -21,7 +21,15 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.errors import TraceError
 from compiler.contracts.model_base import ModelFamily
-from compiler.contracts.program import CONSTANT_BYTES, OPSET, Phase, Program, ProgramSet
+from compiler.contracts.program import (
+    CONSTANT_BYTES,
+    OPSET,
+    Phase,
+    Program,
+    ProgramSet,
+    quiet_graphsurgeon,
+    tidy,
+)
 from compiler.contracts.weights import CheckpointRef, cast, source, transpose
 
 if TYPE_CHECKING:
@@ -82,6 +90,7 @@ def export_skeleton(
         model.graph.inputs.append(parameter)
     import onnx_ir as ir
 
+    quiet_graphsurgeon()
     graph = gs.import_onnx(ir.to_proto(model))
     for tensor in list(graph.inputs):
         if tensor.name in constants:
@@ -171,7 +180,7 @@ def _inline_constants(graph: gs.Graph) -> None:
             value = _constant_value(tensor)
             if value is not None and value.nbytes <= CONSTANT_BYTES:
                 node.inputs[index] = gs.Constant(f"{node.outputs[0].name}.{index}", value)
-    graph.cleanup().toposort()
+    tidy(graph)
 
 
 def _constant_value(tensor: gs.Tensor) -> np.ndarray | None:
@@ -280,7 +289,7 @@ def stitch_layers(graph: gs.Graph, templates: Sequence[int]) -> gs.Graph:
     ]
     graph.outputs = [tensors["logits"], *(stitched[name] for name in _pairs("present", count))]
     graph.nodes = nodes
-    return graph.cleanup().toposort()
+    return tidy(graph)
 
 
 def _stream_out(nodes: Sequence[gs.Node], graph: gs.Graph) -> gs.Tensor:
@@ -384,6 +393,6 @@ def bind_weights(
         *(t for t in graph.inputs if t.name not in program.weights),
         *sorted((t for t in graph.inputs if t.name in program.weights), key=lambda t: t.name),
     ]
-    graph.cleanup().toposort()
+    tidy(graph)
     program.prune_parameters()
     return program

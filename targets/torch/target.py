@@ -59,7 +59,10 @@ class TorchRunner(Runner):
     def __init__(self, checkpoint: CheckpointRef, *, threads: int | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, DynamicCache
+        from transformers.utils import logging as transformers_logging
 
+        # Its progress bars go to standard error, among our own.
+        transformers_logging.disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
         self._torch = torch

@@ -5,9 +5,9 @@ along `inputs`, and a shuffle tree sums the lanes of a block at the end.
 
 Many rows (prefill): outer products. x is transposed once into panels [rows / lanes][inputs][lanes],
 so lanes run along rows. For a block of outputs and a stretch of `inputs`, the weight is widened
-into a panel of fp32 that stays in L1, and every row of x passes over it (BLIS's five loops, the
-operands' roles exchanged: https://doi.org/10.1145/2764454). The tile is transposed back in
-registers as it is stored.
+into a panel of fp32 that stays in L1, and the rows of x that fit L2 pass over it (BLIS's five
+loops, the operands' roles exchanged: https://doi.org/10.1145/2764454). The tile is transposed back
+in registers as it is stored.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -44,6 +44,8 @@ from targets.llvm.kernels.vector_math import (
 
 # The panel of widened weights: 32 KiB of fp32 leaves a third of a 48 KiB L1 to x and y.
 _PANEL_FLOATS = 8 * 1024
+# The rows of x that all outputs pass over together: 1 MiB leaves half of a 2 MiB L2.
+_CHUNK_FLOATS = 256 * 1024
 _DOT_ROWS = 4
 _UNROLL = 4
 # How far ahead of its reads a stream of weights is asked for, in bytes.
@@ -169,12 +171,16 @@ def _outer_products(
     with T.parallel(groups) as group:
         _transpose_rows(x, panels, group, lanes=tile.lanes)
     depth = _panel_depth(inputs, tile)
-    with T.parallel(_index(-(-outputs // tile.columns))) as block:
-        first = block * tile.columns
-        panel = T.alloc_buffer((tile.columns, depth), "float32")
-        with T.serial(-(-inputs // depth)) as stretch:
-            start = stretch * depth
-            length = depth if depth == inputs else T.Bind(T.min(depth, inputs - start))
+    tiles = max(groups // tile.vectors, 1)
+    tiles_of_chunk = max(_CHUNK_FLOATS // (depth * tile.lanes * tile.vectors), 1)
+    chunks = -(-tiles // tiles_of_chunk)
+    # Outside in: rows of x and a stretch of inputs that fit L2, then outputs, then a tile's rows.
+    with T.grid(chunks, -(-inputs // depth)) as (chunk, stretch):
+        start = T.Bind(stretch * depth)
+        length = depth if depth == inputs else T.Bind(T.min(depth, inputs - start))
+        with T.parallel(_index(-(-outputs // tile.columns))) as block:
+            first = block * tile.columns
+            panel = T.alloc_buffer((tile.columns, depth), "float32")
             _widen_panel(weight, panel, first, start=start, length=length, lanes=tile.lanes)
 
             def pass_rows(group: Expr | int, vectors: int) -> None:
@@ -195,7 +201,14 @@ def _outer_products(
                         start=_start(y, bias, None if depth == inputs else start == 0),
                     )
 
-            _over_groups(rows, tile, emit=pass_rows)
+            whole = groups // tile.vectors
+            if whole > 0:
+                done = chunk * tiles_of_chunk
+                with T.serial(T.min(tiles_of_chunk, whole - done)) as step:
+                    pass_rows((done + step) * tile.vectors, tile.vectors)
+            if groups % tile.vectors != 0:
+                with T.If(chunk == chunks - 1), T.Then():
+                    pass_rows(whole * tile.vectors, groups % tile.vectors)
 
 
 def _panel_depth(inputs: int, tile: TileShape) -> int:
@@ -218,16 +231,6 @@ def _start(y: Buffer, bias: Buffer | None, is_first: Expr | None) -> _Start:
         return T.Select(condition, fresh, load(y, (m, n), lanes))
 
     return start
-
-
-def _over_groups(rows: int, tile: TileShape, *, emit: Callable[[Expr | int, int], None]) -> None:
-    groups = -(-rows // tile.lanes)
-    whole = groups // tile.vectors
-    if whole > 0:
-        with T.serial(whole) as step:
-            emit(step * tile.vectors, tile.vectors)
-    if groups % tile.vectors != 0:
-        emit(whole * tile.vectors, groups % tile.vectors)
 
 
 def _transpose_rows(x: Buffer, panels: Buffer, group: Expr, *, lanes: int) -> None:

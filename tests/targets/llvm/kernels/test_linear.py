@@ -7,7 +7,7 @@ from targets.llvm.features import from_names
 from targets.llvm.kernels.linear import linear
 
 # (rows, outputs, inputs): decode, few rows, whole tiles, and every kind of remainder; inputs over
-# one panel (1024 with 32 registers, 2048 with 16) and not a multiple of it.
+# one panel (1024 with 32 registers, 2048 with 16) and not a multiple of it, rows over one chunk.
 _SHAPES = [
     (1, 1, 8),
     (1, 64, 64),
@@ -21,6 +21,7 @@ _SHAPES = [
     (48, 24, 2112),
     (100, 33, 2050),
     (128, 16, 72),
+    (300, 9, 2112),
 ]
 _DTYPES = ("float32", "bfloat16", "float16")
 _UNIT = 2.0**-24

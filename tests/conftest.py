@@ -1,0 +1,37 @@
+"""Fixtures that tests of several folders share."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from traced_models import TracedModels
+
+Golden = Callable[[str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--refresh-goldens",
+        action="store_true",
+        help="write the golden files anew; review their diff before you commit it",
+    )
+
+
+@pytest.fixture(scope="session")
+def traced_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedModels]:
+    """Tiny models, each graph exported once a session; every caller gets a copy of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield TracedModels(tmp_path_factory.mktemp("traced-models"), patch)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """`golden(file, text)`: the text equals `golden/<file>` beside the test."""
+
+    def check(file: str, text: str) -> None:
+        path = Path(request.path).parent / "golden" / file
+        if request.config.getoption("--refresh-goldens"):
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"{path.name}: see --refresh-goldens"
+
+    return check

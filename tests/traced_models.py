@@ -1,0 +1,109 @@
+"""Traced tiny models for the tests of passes, targets and the trace itself.
+
+An export costs seconds and depends on neither the number of layers nor the weights, so each is made
+once a session. The memo stands in for `compiler.stages.trace.export_skeleton`, as long as the session
+fixture's patch lasts; `exported` remembers what was asked of it.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+import pytest
+from checkpoint_factory import change_config, write_checkpoint
+
+from compiler.contracts.model_base import ModelFamily
+from compiler.contracts.program import ProgramSet
+from compiler.contracts.weights import CheckpointRef
+from compiler.stages import trace as trace_stage
+from compiler.stages.checkpoint import locate_checkpoint
+from models.llama import Llama
+from models.qwen2 import Qwen2
+
+WINDOW, CONTEXT = 16, 40
+VOCABULARY = 80
+FAMILIES: Mapping[str, ModelFamily] = {"qwen2": Qwen2(), "llama": Llama()}
+
+
+def _write_model(name: str, folder: Path, layers: int) -> Path:
+    match name:
+        case "mha":
+            write_checkpoint(
+                folder, hidden=64, heads=4, kv_heads=4, tied=True, layers=layers,
+                intermediate=48, vocabulary=VOCABULARY,
+            )
+            change_config(folder, rope_theta=1e6)
+        case "gqa":
+            write_checkpoint(
+                folder, hidden=56, heads=7, kv_heads=1, layers=layers, intermediate=40,
+                vocabulary=VOCABULARY, dtype="bfloat16",
+            )
+        case "own-head-dim":
+            write_checkpoint(
+                folder, hidden=64, heads=6, kv_heads=3, head_dim=16, layers=layers, intermediate=48,
+                vocabulary=VOCABULARY,
+            )
+        case "llama":
+            write_checkpoint(
+                folder, model_type="llama", hidden=64, heads=4, kv_heads=2, tied=True,
+                layers=layers, intermediate=48, vocabulary=VOCABULARY,
+            )
+        case _:
+            raise AssertionError(f"there is no model {name}")
+    return folder
+
+
+class TracedModels:
+    """Checkpoints, skeletons and programs by the name of a model: mha, gqa, own-head-dim, llama."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.exported: list[tuple[str, ...]] = []
+        self._folder = folder
+        self._export = trace_stage.export_skeleton
+        self._skeletons: dict[str, gs.Graph] = {}
+        self._pickled: dict[tuple[str, int], bytes] = {}
+        self._checkpoints: dict[tuple[str, int], CheckpointRef] = {}
+        patch.setattr(trace_stage, "export_skeleton", self._memo)
+
+    def checkpoint(self, name: str, *, layers: int = 2) -> CheckpointRef:
+        """Written and located once."""
+        if (name, layers) not in self._checkpoints:
+            folder = _write_model(name, self._folder / f"{name}-{layers}", layers)
+            self._checkpoints[name, layers] = locate_checkpoint(
+                str(folder), base=folder, supported=tuple(FAMILIES)
+            )
+        return self._checkpoints[name, layers]
+
+    def family(self, name: str) -> ModelFamily:
+        """The model's family."""
+        return FAMILIES[str(self.checkpoint(name).config["model_type"])]
+
+    def programs(self, name: str, *, layers: int = 2) -> ProgramSet:
+        """Prefill of WINDOW tokens and decode with CONTEXT positions, as `trace` gives them."""
+        if (name, layers) not in self._pickled:
+            programs = trace_stage.trace(
+                self.family(name),
+                self.checkpoint(name, layers=layers),
+                window=WINDOW,
+                context=CONTEXT,
+            )
+            self._pickled[name, layers] = pickle.dumps(programs)
+        return pickle.loads(self._pickled[name, layers])
+
+    def full_skeleton(self, name: str, *, layers: int, tokens: int) -> gs.Graph:
+        """Every layer exported, nothing stitched."""
+        kinds = ("full_attention",) * layers
+        return self._memo(
+            self.family(name), self.checkpoint(name).config, kinds, tokens=tokens
+        )
+
+    def _memo(
+        self, family: ModelFamily, config: Mapping[str, object], kinds: Sequence[str], *, tokens: int
+    ) -> gs.Graph:
+        self.exported.append(tuple(kinds))
+        decisive = {key: value for key, value in config.items() if key != "num_hidden_layers"}
+        key = repr((type(family).__name__, sorted(decisive.items()), tuple(kinds), tokens))
+        if key not in self._skeletons:
+            self._skeletons[key] = self._export(family, config, kinds, tokens=tokens)
+        return self._skeletons[key].copy()
