@@ -35,7 +35,7 @@ PASSES: Mapping[str, str] = {
     "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
-    "fuse-gated-mlp": "passes.fuse_gated_mlp:FuseGatedMLP",
+    "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",
     "store-weights": "passes.store_weights:StoreWeights",
 }
 TARGETS: Mapping[str, str] = {

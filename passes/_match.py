@@ -50,11 +50,11 @@ def through(tensor: gs.Tensor, *ops: str) -> gs.Tensor:
     return tensor
 
 
-def ancestors(tensor: gs.Tensor) -> list[gs.Node]:
-    """All nodes that `tensor` depends on, producers before readers."""
+def ancestors(*tensors: gs.Tensor) -> list[gs.Node]:
+    """All nodes that `tensors` depend on, producers before readers."""
     order: list[gs.Node] = []
     seen: set[int] = set()
-    stack: list[tuple[gs.Node, bool]] = [(node, False) for node in tensor.inputs]
+    stack: list[tuple[gs.Node, bool]] = [(node, False) for tensor in tensors for node in tensor.inputs]
     while stack:
         node, is_done = stack.pop()
         if is_done:

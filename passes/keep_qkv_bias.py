@@ -1,11 +1,12 @@
 """Rewrites nothing: promises that no bias of q, k or v is lost on the way to the target.
 
 Every `*.{q,k,v}_proj.bias` of the checkpoint must reach, through Weight expressions, exactly one Add on
-the output of its own projection's product. Checked after every later pass, in each phase.
+the output of its own projection's product, which nothing else reads. Only nodes that reach an output
+count. Checked after every later pass, in each phase.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,51 +14,49 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Contract, Pass, PassReport
-from compiler.contracts.program import Program
-from passes._match import operands, produced_by, through
+from compiler.contracts.program import Phase, Program
+from passes._match import ancestors, produced_by, through
 
 QKV_BIAS = re.compile(r"\.(q|k|v)_proj\.bias$")
 # What may stand between a parameter and its product or sum without changing whose it is.
 _LAYOUT = ("Cast", "Reshape", "Transpose", "Identity", "Unsqueeze", "Squeeze", "DequantizeLinear", "Mul")
 
 
-def _parameters(program: Program, source: str) -> list[gs.Tensor]:
-    return [
-        tensor
-        for tensor in program.graph.inputs
-        if tensor.name in program.weights and source in program.weights[tensor.name].sources()
-    ]
-
-
-def _readers(tensor: gs.Tensor) -> Iterable[gs.Node]:
-    """Readers of a tensor, looking through layout operators."""
+def _readers(tensor: gs.Tensor, live: Set[int]) -> Iterable[gs.Node]:
+    """Readers of a tensor that reach an output, looking through layout operators."""
     for node in tensor.outputs:
         if node.op in _LAYOUT and node.inputs[0] is tensor:
-            yield from _readers(node.outputs[0])
-        else:
+            yield from _readers(node.outputs[0], live)
+        elif id(node) in live:
             yield node
 
 
-def _is_projection(program: Program, tensor: gs.Tensor, weight: str) -> bool:
-    """Whether `tensor` is a product with a parameter made from the checkpoint's `weight`."""
-    node = produced_by(through(tensor, *_LAYOUT), "MatMul", "Gemm")
-    if node is None:
-        return False
-    parameter = through(node.inputs[1], *_LAYOUT).name
-    return parameter in program.weights and weight in program.weights[parameter].sources()
+def _readers_by_source(program: Program, live: Set[int]) -> Mapping[str, list[gs.Node]]:
+    """Checkpoint tensor -> the live nodes that read a parameter made from it."""
+    found: dict[str, list[gs.Node]] = {}
+    for tensor in program.graph.inputs:
+        weight = program.weights.get(tensor.name)
+        for source in dict.fromkeys(weight.sources()) if weight is not None else ():
+            found.setdefault(source, []).extend(_readers(tensor, live))
+    return found
 
 
-def _violation(program: Program, bias: str) -> str | None:
-    parameters = _parameters(program, bias)
-    if not parameters:
-        return f"{bias} is no parameter of the {program.phase} graph any more"
-    sums = [node for tensor in parameters for node in _readers(tensor) if node.op == "Add"]
+def _violation(
+    bias: str, readers: Mapping[str, list[gs.Node]], live: Set[int], phase: Phase
+) -> str | None:
+    sums = [node for node in readers.get(bias, ()) if node.op == "Add"]
     if len(sums) != 1:
-        return f"{bias} reaches {len(sums)} Adds in the {program.phase} graph, expected one"
+        return f"{bias} reaches {len(sums)} Adds in the {phase} graph, expected one"
     weight = f"{bias.removesuffix('.bias')}.weight"
-    if any(_is_projection(program, one, weight) for one, _ in operands(sums[0])):
-        return None
-    return f"{bias} is added at {sums[0].name}, not to the product with {weight}"
+    products = [node for node in readers.get(weight, ()) if node.op in ("MatMul", "Gemm")]
+    added = [produced_by(through(tensor, *_LAYOUT), "MatMul", "Gemm") for tensor in sums[0].inputs]
+    if not any(node is product for node in added for product in products):
+        return f"{bias} is added at {sums[0].name}, not to the product with {weight}"
+    for product in products:
+        others = [n for n in _readers(product.outputs[0], live) if n is not sums[0]]
+        if others:
+            return f"{bias} is bypassed: {others[0].name} reads {product.name} without it"
+    return None
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,9 @@ class QKVBiasReachesItsSum:
 
     def violations(self, program: Program) -> tuple[str, ...]:
         """One sentence for each bias that is lost, doubled or added elsewhere."""
-        found = (_violation(program, bias) for bias in self.biases)
+        live = {id(node) for node in ancestors(*program.graph.outputs)}
+        readers = _readers_by_source(program, live)
+        found = (_violation(bias, readers, live, program.phase) for bias in self.biases)
         return tuple(sentence for sentence in found if sentence is not None)
 
 

@@ -88,7 +88,7 @@ class StoreWeights(Pass):
     """W[in, out] float32 -> W[out, in] in `dtype`, widened where it is read."""
 
     name: ClassVar = "store-weights"
-    after: ClassVar = ("insert-strided-slice", "fuse-attention")
+    after: ClassVar = ("insert-strided-slice",)
     dtype: StorageDtype = "float32"
 
     def promise(self) -> Contract:

@@ -40,6 +40,7 @@ def relax_from_program(
         TargetError: TVM's importer lacks an operator.
     """
     import_tvm()
+    from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
     from compiler.relax.gathers import clamp_gathers
@@ -49,7 +50,8 @@ def relax_from_program(
     with _extended_importer(converters):
         _refuse_unknown(model, converters)
         module = from_onnx(model, sanitize_input_names=False)
-    return clamp_gathers(module)
+    # The importer leaves a value unbound until it is used, and repeats it at every further use.
+    return relax.transform.EliminateCommonSubexpr()(clamp_gathers(module))
 
 
 def _inlined(program: Program, kept: Mapping[str, FusedConverter]) -> "onnx.ModelProto":

@@ -158,7 +158,8 @@ def _invalid(program: Program, model: onnx.ModelProto) -> str | None:
     unnamed = next((node for node in model.graph.node if not node.name), None)
     if unnamed is not None:
         return f"a {unnamed.op_type} node has no name"
-    missing = [name for name in program.weights if name not in {t.name for t in program.graph.inputs}]
+    present = {tensor.name for tensor in program.graph.inputs}
+    missing = [name for name in program.weights if name not in present]
     if missing:
         return f"parameter {missing[0]!r} is in the weight table and not in the graph"
     try:

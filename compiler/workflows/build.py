@@ -14,6 +14,7 @@ from compiler.contracts.progress import Progress, StageRecord
 from compiler.contracts.target_base import Lowered, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.lower import lower_program
+from compiler.stages.open_bundle import open_bundle
 from compiler.stages.package import BundleDraft, ModuleDraft, package
 from compiler.stages.rewrite import Rewritten, rewrite
 from compiler.workflows.plan import Plan, locate, plan_build, traced
@@ -58,6 +59,7 @@ def build(
         checkpoint = locate(config, progress=clock.progress)
         plan = plan_build(config, checkpoint)
     if kept_bundle(destination, plan.digest, force=force) is not None:
+        open_bundle(destination)
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), ())
     with clock.stage("trace"):

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 
 from tvm import relax
+from tvm.ir import GlobalVar
 
 from compiler.relax import AttributeValue, FusedConverter
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, static_shape
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
+from targets.llvm.kernels.rms_norm import rms_norm
+from targets.llvm.kernels.silu_mul import silu_mul
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -23,6 +27,8 @@ def fused_converters(features: CpuFeatures) -> dict[str, FusedConverter]:
     return {
         "CacheUpdate": partial(_cache_update, features=features),
         "FusedAttention": partial(_attention, features=features),
+        "FusedRMSNorm": partial(_rms_norm, features=features),
+        "FusedSiluMul": partial(_silu_mul, features=features),
     }
 
 
@@ -84,3 +90,49 @@ def _attention(
         )
     )
     return relax.op.reshape(out, [1, tokens, heads * head_dim])
+
+
+def _rms_norm(
+    builder: relax.BlockBuilder,
+    inputs: Sequence[relax.Expr],
+    attributes: Attributes,
+    *,
+    features: CpuFeatures,
+) -> relax.Expr:
+    """FusedRMSNorm(x[.., H], weight[H]) over rows."""
+    x, weight = (_bound(builder, value) for value in inputs)
+    *batch, hidden = static_shape(x)
+    epsilon = attributes["epsilon"]
+    assert isinstance(epsilon, float), f"epsilon is {epsilon!r}"
+    kernel = rms_norm(prod(batch), hidden, epsilon=epsilon, features=features)
+    name = add_kernel(builder, kernel, "rms_norm")
+    return _by_rows(builder, name, [x], [weight])
+
+
+def _silu_mul(
+    builder: relax.BlockBuilder,
+    inputs: Sequence[relax.Expr],
+    _attributes: Attributes,
+    *,
+    features: CpuFeatures,
+) -> relax.Expr:
+    """FusedSiluMul(gate, up), both of one shape."""
+    gate, up = (_bound(builder, value) for value in inputs)
+    *batch, width = static_shape(gate)
+    name = add_kernel(builder, silu_mul(prod(batch), width, features=features), "silu_mul")
+    return _by_rows(builder, name, [gate, up], [])
+
+
+def _by_rows(
+    builder: relax.BlockBuilder,
+    kernel: GlobalVar,
+    tensors: Sequence[relax.Expr],
+    vectors: Sequence[relax.Expr],
+) -> relax.Expr:
+    """A kernel over [rows, width], called on tensors of more axes; the result has their shape."""
+    shape = static_shape(tensors[0])
+    flat = [prod(shape[:-1]), shape[-1]]
+    rows = [builder.emit(relax.op.reshape(tensor, flat)) for tensor in tensors]
+    out_ty = relax.TensorType(flat, "float32")
+    out = builder.emit(relax.call_tir(kernel, [*rows, *vectors], out_ty=out_ty))
+    return relax.op.reshape(out, shape)

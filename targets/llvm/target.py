@@ -82,9 +82,11 @@ class LLVMTarget(Target):
         return found
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
-        """Attention as one node, weights as they are stored, and what that leaves to fold."""
+        """What kernels take whole as one node each, weights as they are stored, the rest folded."""
         return (
             PassChoice("fuse-attention"),
+            PassChoice("fuse-rms-norm"),
+            PassChoice("fuse-silu-mul"),
             PassChoice("store-weights", {"dtype": _STORAGE[options.dtype]}),
             PassChoice("fold-constants"),
         )

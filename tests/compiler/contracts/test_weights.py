@@ -1,0 +1,274 @@
+"""Weight expressions against numpy, whole and in chunks; and the reads beneath them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from compiler.contracts import weights
+from compiler.contracts.weights import (
+    DTYPES,
+    CheckpointRef,
+    StoredTensor,
+    Weight,
+    cast,
+    chunks,
+    concat,
+    cut,
+    rows,
+    source,
+    transpose,
+    value,
+)
+
+TABLE = np.random.default_rng(3).standard_normal((10, 6)).astype(np.float32)
+OTHER = np.random.default_rng(4).standard_normal((4, 6)).astype(np.float32)
+ARRAYS = {"table": TABLE, "other": OTHER, "vector": TABLE[0]}
+
+
+def read(name: str, start: int, stop: int) -> np.ndarray:
+    return ARRAYS[name][start:stop]
+
+
+def stored(name: str) -> Weight:
+    return source(name, ARRAYS[name].shape, "float32")
+
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
+    "source": (stored("table"), TABLE),
+    "transpose": (transpose(stored("table")), TABLE.T),
+    "cast": (cast(stored("table"), "bfloat16"), TABLE.astype(BF16)),
+    "concat": (concat([stored("table"), stored("other")]), np.concatenate([TABLE, OTHER])),
+    "rows of a concat": (
+        cut(concat([stored("table"), stored("other"), stored("table")]), 0, 9, 16),
+        np.concatenate([TABLE, OTHER, TABLE])[9:16],
+    ),
+    "slice of rows": (cut(stored("table"), 0, 2, 7), TABLE[2:7]),
+    "slice of columns": (cut(stored("table"), 1, 1, 4), TABLE[:, 1:4]),
+    "transpose of a concat": (
+        transpose(concat([stored("table"), stored("other")])),
+        np.concatenate([TABLE, OTHER]).T,
+    ),
+    "slice of a cast transpose": (
+        cut(cast(transpose(stored("table")), "float16"), 1, 3, 8),
+        TABLE.T.astype(np.float16)[:, 3:8],
+    ),
+    "cast of a slice of a transpose": (
+        cast(cut(transpose(stored("table")), 0, 1, 5), "bfloat16"),
+        TABLE.T[1:5].astype(BF16),
+    ),
+    "vector": (cast(stored("vector"), "float16"), TABLE[0].astype(np.float16)),
+}
+
+
+@pytest.fixture(params=EXPRESSIONS)
+def case(request: pytest.FixtureRequest) -> tuple[Weight, np.ndarray]:
+    return EXPRESSIONS[request.param]
+
+
+# -- values
+
+
+def test_value_equals_numpy(case: tuple[Weight, np.ndarray]):
+    weight, wanted = case
+    found = value(weight, read)
+    assert found.dtype == wanted.dtype == DTYPES[weight.dtype]
+    assert found.shape == wanted.shape == weight.shape
+    assert found.tobytes() == np.ascontiguousarray(wanted).tobytes()
+    assert weight.nbytes == wanted.nbytes
+
+
+@pytest.mark.parametrize("limit", [1, 48, 100, 1 << 20])
+def test_chunks_join_to_the_whole(case: tuple[Weight, np.ndarray], limit: int):
+    weight, wanted = case
+    blocks = list(chunks(weight, read, limit=limit))
+    row_bytes = wanted.nbytes // len(wanted)
+    assert max(block.nbytes for block in blocks) <= max(limit, row_bytes)
+    assert np.concatenate(blocks).tobytes() == np.ascontiguousarray(wanted).tobytes()
+
+
+def test_any_rows_equal_those_of_the_whole(case: tuple[Weight, np.ndarray]):
+    weight, wanted = case
+    for start in range(len(wanted)):
+        for stop in range(start + 1, len(wanted) + 1):
+            np.testing.assert_array_equal(rows(weight, read, start, stop), wanted[start:stop])
+
+
+def test_a_transpose_reads_its_operand_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 48)
+    asked: list[tuple[int, int]] = []
+
+    def recorded(name: str, start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return read(name, start, stop)
+
+    np.testing.assert_array_equal(rows(transpose(stored("table")), recorded, 1, 3), TABLE.T[1:3])
+    assert asked == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
+def test_a_slice_of_rows_reads_no_others():
+    asked: list[tuple[int, int]] = []
+
+    def recorded(name: str, start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return read(name, start, stop)
+
+    value(cut(stored("table"), 0, 4, 6), recorded)
+    assert asked == [(4, 6)]
+
+
+def test_an_overflow_is_infinity_and_no_warning():
+    big = {"big": np.array([7e4, -7e4], np.float32)}
+    found = value(cast(source("big", (2,), "float32"), "float16"), lambda n, a, b: big[n][a:b])
+    assert found.tolist() == [np.inf, -np.inf]
+
+
+def test_rounding_is_to_nearest_even():
+    # Halfway between two neighbours of bfloat16: 1 + 2^-8 goes down, 1 + 3 * 2^-8 up.
+    halves = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8], np.float32)
+    found = value(cast(source("h", (2,), "float32"), "bfloat16"), lambda _n, a, b: halves[a:b])
+    assert found.astype(np.float32).tolist() == [1.0, 1 + 4 * 2.0**-8]
+
+
+# -- simplification
+
+
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+@pytest.mark.parametrize("last", ["bfloat16", "float16", "float32"])
+def test_skipping_a_widening_is_exact_for_every_value(narrow: str, last: str):
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[narrow])
+    simple = cast(cast(source("every", every.shape, narrow), "float32"), last)
+    assert "float32" not in simple.key or last == "float32"
+    with np.errstate(all="ignore"):  # a signalling NaN is among them
+        found = value(simple, lambda _name, start, stop: every[start:stop])
+        wanted = every.astype(np.float32).astype(DTYPES[last])
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found.astype(np.float64), wanted.astype(np.float64))
+
+
+def test_a_narrowing_is_kept():
+    narrowed = cast(cast(stored("table"), "bfloat16"), "float32")
+    assert narrowed.key == "cast(cast(table, bfloat16), float32)"
+    np.testing.assert_array_equal(value(narrowed, read), TABLE.astype(BF16).astype(np.float32))
+
+
+def test_a_cast_to_its_own_dtype_is_the_operand():
+    assert cast(stored("table"), "float32") == stored("table")
+    half = source("half", (4,), "float16")
+    assert cast(cast(half, "float32"), "float16") == half
+
+
+def test_a_transpose_of_a_transpose_is_the_operand():
+    assert transpose(transpose(stored("table"))) == stored("table")
+    assert transpose(stored("table")).shape == (6, 10)
+
+
+# -- keys and sources
+
+
+def test_keys_are_the_expression():
+    half = source("model.norm.weight", (8, 2), "float16")
+    assert half.key == "model.norm.weight"
+    assert cast(transpose(half), "float32").key == "cast(transpose(model.norm.weight), float32)"
+    assert cut(concat([half, half]), 0, 3, 9).key == (
+        "slice(concat(model.norm.weight, model.norm.weight), 0, 3, 9)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (cut(stored("table"), 0, 1, 3), cut(stored("table"), 0, 1, 4)),
+        (cut(stored("table"), 0, 1, 3), cut(stored("table"), 1, 1, 3)),
+        (cast(stored("table"), "float16"), cast(stored("table"), "bfloat16")),
+        (concat([stored("table"), stored("other")]), concat([stored("other"), stored("table")])),
+        (stored("table"), transpose(stored("table"))),
+    ],
+)
+def test_different_bytes_have_different_keys(one: Weight, other: Weight):
+    assert one.key != other.key
+
+
+def test_equal_expressions_have_equal_keys():
+    one = cast(transpose(stored("table")), "float16")
+    assert one.key == cast(transpose(stored("table")), "float16").key
+    assert one == cast(transpose(stored("table")), "float16")
+
+
+def test_sources_are_in_order_and_repeated():
+    joined = concat([stored("table"), cut(stored("other"), 0, 0, 2), stored("table")])
+    assert cast(transpose(joined), "float16").sources() == ("table", "other", "table")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: transpose(stored("vector")), r"transpose of \(6,\)"),
+        (lambda: cast(stored("table"), "float64"), "cast to float64"),
+        (lambda: source("x", (1,), "complex64"), "x has dtype complex64"),
+        (lambda: concat([stored("table"), stored("vector")]), "concat of unlike parts"),
+        (lambda: cut(stored("table"), 1, 2, 7), "slice 2:7 of 6"),
+        (lambda: cut(stored("table"), 0, 3, 3), "slice 3:3 of 10"),
+    ],
+)
+def test_what_is_no_expression_is_our_bug(build: Callable[[], Weight], message: str):
+    with pytest.raises(AssertionError, match=message):
+        build()
+
+
+# -- reading
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "weights.bin").write_bytes(b"header!!" + TABLE.tobytes())
+    return tmp_path / "weights.bin"
+
+
+def test_stored_rows_start_at_their_offset(file: Path):
+    tensor = StoredTensor(file, offset=8, shape=(10, 6), dtype="float32")
+    assert tensor.nbytes == 240
+    np.testing.assert_array_equal(tensor.rows(0, 10), TABLE)
+    np.testing.assert_array_equal(tensor.rows(3, 5), TABLE[3:5])
+    reference = CheckpointRef(file.parent, {}, {"table": tensor}, digest="")
+    np.testing.assert_array_equal(value(stored("table"), reference.rows), TABLE)
+
+
+def test_stored_bfloat16(file: Path):
+    tensor = StoredTensor(file, offset=8, shape=(120,), dtype="bfloat16")
+    assert tensor.rows(0, 120).tobytes() == TABLE.tobytes()
+    assert tensor.rows(0, 1).dtype == BF16
+
+
+def test_a_read_that_returns_less_is_continued(file: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = os.preadv
+
+    def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return whole(descriptor, [buffers[0][:7]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    tensor = StoredTensor(file, offset=8, shape=(10, 6), dtype="float32")
+    np.testing.assert_array_equal(tensor.rows(2, 9), TABLE[2:9])
+
+
+def test_a_truncated_file_is_named(file: Path):
+    os.truncate(file, 8 + 100)
+    tensor = StoredTensor(file, offset=8, shape=(10, 6), dtype="float32")
+    np.testing.assert_array_equal(tensor.rows(0, 4), TABLE[:4])
+    with pytest.raises(EOFError) as caught:
+        tensor.rows(0, 10)
+    assert str(caught.value) == f"{file} ends before byte 248"
+
+
+def test_nothing_is_mapped(tmp_path: Path):
+    # A mapped read would stay in the process's list of mappings while an array lives.
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(1 << 20))
+    tensor = StoredTensor(path, offset=0, shape=(1 << 18,), dtype="float32")
+    kept = tensor.rows(0, 1 << 18)
+    assert kept.flags.writeable
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
