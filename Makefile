@@ -34,7 +34,7 @@ check: $(VENV)/installed-dev ## format, lint, types, layering and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python -m pytest -m "not slow and not model and not accept"
 
 accept: $(VENV)/installed-test ## measure what the project claims; figures in build/acceptance.md
@@ -45,7 +45,7 @@ format: $(VENV)/installed-dev ## format the sources and mend what ruff can mend
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, build and every cache
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each step builds on the one before, so that two of them never install at once.

@@ -1,7 +1,7 @@
-"""The decoder that every family here is: a thin torch module whose cache goes in and out explicitly.
+"""The decoder of every family here: a thin torch module whose cache goes in and out explicitly.
 
-Arithmetic and its order are transformers' eager attention in float32; grouped queries are folded into
-the query axis, so that no key or value is copied. Parameters carry their Hugging Face names.
+Arithmetic and its order are transformers' eager attention in float32; grouped queries are folded
+into the query axis, so that no key or value is copied. Parameters carry their Hugging Face names.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class DecoderShape:
 
 
 def inverse_frequencies(shape: DecoderShape) -> torch.Tensor:
-    """theta^(-2i/d) for i < d/2, float32, in transformers' order of operations (RoPE, Su et al. 2021)."""
+    """theta^(-2i/d) for i < d/2, float32, in transformers' order of operations (RoFormer, 2021)."""
     exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
     return 1.0 / (shape.rope_theta**exponent)
 
@@ -65,6 +65,8 @@ class RMSNorm(nn.Module):
 
 class Rotary(nn.Module):
     """cos and sin of position times inverse frequency, each [1, 1, T, head_dim]."""
+
+    inv_freq: torch.Tensor
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

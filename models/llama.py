@@ -1,4 +1,4 @@
-"""Llama (`model_type: llama`): a Qwen2 without biases on q, k and v, unless attention_bias says so."""
+"""Llama (`model_type: llama`): a Qwen2 without biases on q, k, v, unless attention_bias says so."""
 
 from collections.abc import Mapping
 from typing import ClassVar

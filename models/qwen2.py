@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 FULL_ATTENTION = "full_attention"
 
 # key -> what it must be (at least 1 for integers)
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 class Qwen2(ModelFamily):
-    """Decoder-only, pre-norm, SwiGLU, rotary embedding of type `default`, grouped-query attention."""
+    """Decoder-only, pre-norm, SwiGLU, rotary embedding of type `default`, grouped queries."""
 
     model_types: ClassVar = ("qwen2",)
     defaults: ClassVar[Mapping[str, object]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
@@ -58,7 +64,8 @@ class Qwen2(ModelFamily):
         if heads % kv_heads:
             found.append(
                 CheckpointError(
-                    f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}",
+                    f"num_attention_heads {heads} is not a multiple of "
+                    f"num_key_value_heads {kv_heads}",
                     where="num_key_value_heads",
                 )
             )
@@ -180,7 +187,7 @@ class Qwen2(ModelFamily):
 
 
 def _rope(config: Mapping[str, object]) -> Mapping[str, object]:
-    """transformers 5 writes rope_parameters, older versions rope_scaling beside rope_theta."""
+    """The rotary's settings: transformers 5 writes rope_parameters, older versions rope_scaling."""
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key)
         if isinstance(rope, Mapping):

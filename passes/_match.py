@@ -1,4 +1,4 @@
-"""Matching that passes share. Tensors are compared by identity: graphsurgeon's `==` compares names."""
+"""Matching that passes share. Tensors are compared by identity: graphsurgeon's `==` means names."""
 
 from collections.abc import Iterator, Sequence
 
@@ -54,7 +54,9 @@ def ancestors(*tensors: gs.Tensor) -> list[gs.Node]:
     """All nodes that `tensors` depend on, producers before readers."""
     order: list[gs.Node] = []
     seen: set[int] = set()
-    stack: list[tuple[gs.Node, bool]] = [(node, False) for tensor in tensors for node in tensor.inputs]
+    stack: list[tuple[gs.Node, bool]] = [
+        (node, False) for tensor in tensors for node in tensor.inputs
+    ]
     while stack:
         node, is_done = stack.pop()
         if is_done:

@@ -4,10 +4,12 @@
     CastLike(0.0, Squeeze(Shape(x)))  ->  0
     Identity(x), Slice(x, 0, INT64_MAX, step 1)  ->  x
 
-Declines a node whose result is larger than a constant may be (1 KiB): that is a parameter's place.
-Nothing changes numerically: onnx's reference evaluator computes what the runtime would.
+Declines a node whose result is larger than a constant may be (1 KiB), which is a parameter's place,
+and an Identity that makes an output of the graph, which is its name. Nothing changes numerically:
+onnx's reference evaluator computes what the runtime would.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,46 +49,48 @@ def _element_types(program: Program) -> dict[str, int]:
     }
 
 
-def _as_cast(node: gs.Node, types: dict[str, int]) -> None:
-    """CastLike(constant, x) -> Cast to x's type, where that is known."""
-    if node.op != "CastLike" or constant(node.inputs[0]) is None:
-        return
-    like = node.inputs[1]
-    value = constant(like)
-    kind = types.get(like.name, 0)
-    if value is not None:
-        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    if not kind:
-        return
-    node.op, node.attrs, node.inputs = "Cast", {"to": kind}, node.inputs[:1]
+@dataclass(frozen=True)
+class _Known:
+    """An operator whose inputs are all known."""
+
+    op: str
+    attrs: Mapping[str, object]
+    values: Sequence[np.ndarray]
 
 
-def _evaluate(node: gs.Node) -> list[np.ndarray]:
-    """The outputs of a node whose inputs are all constants."""
-    names = [f"x{index}" for index in range(len(node.inputs))]
-    values = [constant(tensor) for tensor in node.inputs]
-    lone = onnx.helper.make_node(
-        node.op, names, [f"y{index}" for index in range(len(node.outputs))], **node.attrs
-    )
+def _known(node: gs.Node, types: Mapping[str, int]) -> _Known | None:
+    """What to evaluate in place of `node`; CastLike(constant, x) is a Cast to x's type."""
+    if node.domain or node.op in _NOT_FOLDED or not node.inputs or any(node.subgraphs()):
+        return None
+    given = [constant(tensor) for tensor in node.inputs]
+    values = [value for value in given if value is not None]
+    if node.op == "CastLike" and given[0] is not None:
+        like = given[1]
+        kind = types.get(node.inputs[1].name, 0)
+        if like is not None:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(like.dtype)
+        return _Known("Cast", {"to": kind}, [given[0]]) if kind else None
+    return _Known(node.op, node.attrs, values) if len(values) == len(given) else None
+
+
+def _evaluate(known: _Known, outputs: int) -> list[np.ndarray]:
+    """The values of its outputs, as the runtime would compute them."""
+    feeds = {f"x{index}": value for index, value in enumerate(known.values)}
+    lone = onnx.helper.make_node(known.op, list(feeds), [f"y{index}" for index in range(outputs)])
+    attributes = sorted(known.attrs.items())
+    lone.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes)
     inputs = [
         onnx.helper.make_tensor_value_info(
             name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
         )
-        for name, value in zip(names, values, strict=True)
-        if value is not None
+        for name, value in feeds.items()
     ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in lone.output]
+    results = [onnx.ValueInfoProto(name=name) for name in lone.output]
     model = onnx.helper.make_model(
-        onnx.helper.make_graph([lone], "constant", inputs, outputs),
+        onnx.helper.make_graph([lone], "constant", inputs, results),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     )
-    results = ReferenceEvaluator(model).run(None, dict(zip(names, values, strict=True)))
-    return [np.asarray(result) for result in results]
-
-
-def _is_foldable(node: gs.Node) -> bool:
-    is_plain = not node.domain and node.op not in _NOT_FOLDED
-    return is_plain and bool(node.inputs) and all(constant(t) is not None for t in node.inputs)
+    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
 
 
 def fold_constants(program: Program) -> PassReport:
@@ -97,13 +101,16 @@ def fold_constants(program: Program) -> PassReport:
     skips: list[Skip] = []
     for node in list(graph.nodes):
         if node.op == "Identity" or _is_full_slice(node):
+            if any(node.outputs[0] is output for output in graph.outputs):
+                skips.append(Skip(node.name, "its output is the graph's"))
+                continue
             replace_uses(graph, node.outputs[0], node.inputs[0])
             rewrites.append(node.name)
             continue
-        _as_cast(node, types)
-        if not _is_foldable(node):
+        known = _known(node, types)
+        if known is None:
             continue
-        values = _evaluate(node)
+        values = _evaluate(known, len(node.outputs))
         if any(value.nbytes > CONSTANT_BYTES for value in values):
             size = max(value.nbytes for value in values)
             skips.append(Skip(node.name, f"its result of {size} bytes is over {CONSTANT_BYTES}"))

@@ -7,10 +7,10 @@
 Row i may see column j where j <= past + i and j < past + valid: causal, with right padding. Blocked
 entries keep the value that the graph had (a finite one), so that no row is all NaN.
 
-A mask is recognised by what it computes, not by how an exporter spells it: its arithmetic is evaluated
-on several lengths and must equal the closed form everywhere. Declines, with the first entry that
-differs, anything else. Domain: attention masks that are a prefix of ones, positions past + [0 .. T - 1].
-Exact: the same two values in the same places.
+A mask is recognised by what it computes, not by how an exporter spells it: its arithmetic is
+evaluated on several lengths and must equal the closed form everywhere. Declines, with the first
+entry that differs, anything else. Domain: attention masks that are a prefix of ones, positions past
++ [0 .. T - 1]. Exact: the same two values in the same places.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,8 @@ from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
 from passes._match import add_node, ancestors, producer, replace_uses
 
 _LOWEST = float(np.finfo(np.float32).min)
+# A mask is evaluated up to about this many entries at once.
+_ENTRIES = 1 << 25
 CAUSAL_MASK = onnx.parser.parse_function(
     f"""
     <domain: "{FUSED_DOMAIN}", opset_import: ["" : {OPSET}]>
@@ -69,7 +71,7 @@ def _mask_tensors(graph: gs.Graph, attention_mask: gs.Tensor) -> list[gs.Tensor]
 
 
 def _is_integer(node: gs.Node) -> bool:
-    """Whether an Add computes lengths: then one of its operands is an integer constant or a shape."""
+    """Whether an Add computes lengths: one of its operands is an integer constant or a shape."""
     kinds = [tensor.values.dtype.kind for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     makers = [producer(tensor) for tensor in node.inputs]
     return "i" in kinds or any(m is not None and m.op in ("Shape", "Squeeze") for m in makers)
@@ -110,8 +112,16 @@ def _closed_form(*, past: int, valid: int, tokens: int) -> np.ndarray:
     return (columns <= rows) & (columns < past + valid)
 
 
-def _recognise(mask: gs.Tensor, tokens: int) -> tuple[float, int] | str:
+def _lengths(tokens: int, context: int) -> list[tuple[int, int]]:
+    """(past, valid) to evaluate: short, and at the cache's end, where a sliding window shows."""
+    last = min(context - tokens, _ENTRIES // tokens)
+    pasts = {0, 1, 5, max(0, last)}
+    return sorted((past, valid) for past in pasts for valid in {1, (tokens + 1) // 2, tokens})
+
+
+def _recognise(mask: gs.Tensor, program: Program) -> tuple[float, int] | str:
     """(blocked value, rank) of a causal mask with right padding; or why it is none."""
+    tokens = program.tokens
     proto, inputs = _mask_model(mask)
     unexpected = [
         tensor.name
@@ -122,31 +132,31 @@ def _recognise(mask: gs.Tensor, tokens: int) -> tuple[float, int] | str:
     if unexpected:
         return f"it depends on {unexpected[0]}"
     session = ReferenceEvaluator(proto)
-    blocked: set[float] = set()
-    rank = 0
-    lengths = {(past, valid) for past in (0, 1, 5) for valid in (1, (tokens + 1) // 2, tokens)}
-    for past, valid in sorted(lengths):
-        value = np.asarray(
-            session.run(None, dict(_feeds(inputs, past=past, valid=valid, tokens=tokens)))[0]
-        )
+    low, high, rank = np.inf, -np.inf, 0
+    for past, valid in _lengths(tokens, program.context):
+        feeds = _feeds(inputs, past=past, valid=valid, tokens=tokens)
+        with np.errstate(all="ignore"):  # infinities are found below
+            value, *_ = (np.asarray(result) for result in session.run(None, dict(feeds)))
         allowed = _closed_form(past=past, valid=valid, tokens=tokens)
         if value.shape[-2:] != allowed.shape or value.size != allowed.size:
             return f"its shape is {value.shape} for {past} past tokens, expected {allowed.shape}"
         rank = value.ndim
         flat = value.reshape(allowed.shape)
-        blocked.update(np.unique(flat[~allowed]).tolist())
         wrong = np.argwhere((flat == 0) != allowed)
         if len(wrong):
             row, column = wrong[0]
+            expected = "open" if allowed[row, column] else "blocked"
             return (
                 f"with {past} past and {valid} valid tokens, row {row} column {column} is "
-                f"{flat[row, column]:g} where a causal mask is {'open' if allowed[row, column] else 'blocked'}"
+                f"{flat[row, column]:g} where a causal mask is {expected}"
             )
-    # A mask of one row blocks nothing until the cache is static.
-    value = blocked.pop() if blocked else _LOWEST
-    if blocked or not np.isfinite(value):
-        return f"blocked entries are {sorted({value, *blocked})}, expected one finite value"
-    return value, rank
+        blocked = flat[~allowed]
+        low, high = min(low, blocked.min(initial=low)), max(high, blocked.max(initial=high))
+    if low > high:  # a mask of one row blocks nothing until the cache is static
+        return _LOWEST, rank
+    if low != high or not np.isfinite(low):
+        return f"blocked entries go from {low:g} to {high:g}, expected one finite value"
+    return float(low), rank
 
 
 def fold_mask(program: Program) -> PassReport:
@@ -154,39 +164,47 @@ def fold_mask(program: Program) -> PassReport:
     graph, tokens = program.graph, program.tokens
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     if "attention_mask" not in inputs or "position_ids" not in inputs:
-        return PassReport(skips=(Skip("graph", "there is no attention_mask and position_ids input"),))
+        return PassReport(
+            skips=(Skip("graph", "there is no attention_mask and position_ids input"),)
+        )
     masks = _mask_tensors(graph, inputs["attention_mask"])
     if not masks:
-        return PassReport(skips=(Skip("attention_mask", "no scores are added to a mask made of it"),))
-    recognised = {id(mask): _recognise(mask, tokens) for mask in masks}
-    skips = [
+        return PassReport(
+            skips=(Skip("attention_mask", "no scores are added to a mask made of it"),)
+        )
+    recognised = [_recognise(mask, program) for mask in masks]
+    declined = [
         Skip(mask.name, reason)
-        for mask in masks
-        if isinstance(reason := recognised[id(mask)], str)
+        for mask, reason in zip(masks, recognised, strict=True)
+        if isinstance(reason, str)
     ]
-    if skips:
-        return PassReport(skips=tuple(skips))
+    if declined:
+        return PassReport(skips=tuple(declined))
 
+    forms = [form for form in recognised if not isinstance(form, str)]
     past_length = gs.Variable("past_length", dtype=np.int64, shape=[1])
     valid_length = gs.Variable("valid_length", dtype=np.int64, shape=[1])
-    rows = add_node(
-        graph, "Add", "model.mask/rows", [past_length, np.arange(tokens, dtype=np.int64)]
-    ) if tokens * 8 <= 1024 else _ranged_rows(graph, past_length, tokens)
+    rows = (
+        add_node(graph, "Add", "model.mask/rows", [past_length, np.arange(tokens, dtype=np.int64)])
+        if tokens * 8 <= 1024
+        else _ranged_rows(graph, past_length, tokens)
+    )
     position_ids = add_node(
         graph, "Unsqueeze", "model.mask/position_ids", [rows, np.array([0], np.int64)]
     )
     replace_uses(graph, inputs["position_ids"], position_ids)
     cache = next(tensor for name, tensor in inputs.items() if name.startswith("past_key_values."))
-    past_axis = add_node(graph, "Shape", "model.mask/past_axis", [cache], attrs={"start": 2, "end": 3})
-    length = add_node(
-        graph, "Add", "model.mask/length", [past_axis, np.array([tokens], np.int64)]
+    past_axis = add_node(
+        graph, "Shape", "model.mask/past_axis", [cache], attrs={"start": 2, "end": 3}
     )
-    scalar = add_node(graph, "Squeeze", "model.mask/length_scalar", [length, np.array([0], np.int64)])
+    length = add_node(graph, "Add", "model.mask/length", [past_axis, np.array([tokens], np.int64)])
+    scalar = add_node(
+        graph, "Squeeze", "model.mask/length_scalar", [length, np.array([0], np.int64)]
+    )
     columns = add_node(
         graph, "Range", "model.mask/columns", [np.array(0, np.int64), scalar, np.array(1, np.int64)]
     )
-    for index, mask in enumerate(masks):
-        blocked, rank = recognised[id(mask)]
+    for index, (mask, (blocked, rank)) in enumerate(zip(masks, forms, strict=True)):
         suffix = f"_{index}" if index else ""
         folded = add_node(
             graph,
@@ -231,7 +249,7 @@ class FoldMask(Pass):
     changes_signature: ClassVar = True
 
     def run(self, program: Program) -> PassReport:
-        """Fold every mask that is causal with right padding; decline what is not, with the entry."""
+        """Fold each mask that is causal with right padding; decline others, with the entry."""
         return fold_mask(program)
 
     def adapt_inputs(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:

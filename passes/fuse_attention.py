@@ -1,18 +1,19 @@
 """One node a layer for grouped-query attention over a static cache, which targets can take whole.
 
-    q, keys, values -> MatMul, Mul(scale), Add(CausalMask), Softmax, MatMul, Reshape, Transpose, Reshape
- -> FusedAttention(q[1, H, T, d], keys[C, K, d], values[C, K, d], past_length, valid_length)[1, T, H * d]
+    q, keys, values
+ -> MatMul, Mul(scale), Add(CausalMask), Softmax, MatMul, Reshape, Transpose, Reshape
+ -> FusedAttention(q[1, H, T, d], keys[C, K, d], values[C, K, d], past_length, valid_length)
+    [1, T, H * d]
 
-Matches the canonical form that plan-kv-cache leaves: caches read through Unsqueeze and Transpose, groups
-folded into an axis of their own. Declines, naming the node, where any operator, axis or shape differs.
-The ONNX function holds the same operators in the same order.
+Matches the canonical form that plan-kv-cache leaves: caches read through Unsqueeze and Transpose,
+groups folded into an axis of their own. Declines, naming the node, where any operator, axis or
+shape differs. The ONNX function holds the same operators in the same order.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -23,19 +24,17 @@ from passes._match import add_node, constant, only_reader, operands, produced_by
 FUSED_ATTENTION = onnx.parser.parse_function(
     f"""
     <domain: "{FUSED_DOMAIN}", opset_import: ["" : {OPSET}, "{FUSED_DOMAIN}" : 1]>
-    FusedAttention <scale, blocked, tokens, grouped, by_head, merged>
+    FusedAttention <scale, blocked, tokens, context, grouped, by_head, merged>
         (q, keys, values, past_length, valid_length) => (attended)
     {{
         zero = Constant <value_int: int = 0> ()
         one = Constant <value_int: int = 1> ()
         group_axis = Constant <value_ints: ints = [0, 2]> ()
-        first = Constant <value_ints: ints = [0]> ()
         factor = Constant <value_float: float = @scale> ()
         grouped_shape = Constant <value_ints: ints = @grouped> ()
         by_head_shape = Constant <value_ints: ints = @by_head> ()
         merged_shape = Constant <value_ints: ints = @merged> ()
-        length_1d = Shape <start: int = 0, end: int = 1> (keys)
-        length = Squeeze (length_1d, first)
+        length = Constant <value_int: int = @context> ()
         columns = Range (zero, length, one)
         mask = {FUSED_DOMAIN}.CausalMask <tokens: int = @tokens, blocked: float = @blocked>
             (columns, past_length, valid_length)
@@ -55,6 +54,8 @@ FUSED_ATTENTION = onnx.parser.parse_function(
     }}
     """
 )
+# The axes of grouped queries.
+_GROUPED = ("batch", "key head", "query head of its group", "token", "feature")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def _masked_scores(softmax: gs.Node) -> tuple[gs.Node, gs.Node] | None:
 
 
 def _match(softmax: gs.Node) -> _Attention | str:
+    axis = softmax.attrs.get("axis", -1)
+    if axis not in (-1, len(_GROUPED) - 1):
+        return f"it is over axis {axis}, expected the last"
     found = _masked_scores(softmax)
     if found is None:
         return "its scores are not Add(Mul(..), CausalMask)"
@@ -119,7 +123,7 @@ def _match(softmax: gs.Node) -> _Attention | str:
         return f"{scaled.name} does not scale a MatMul"
     grouped = produced_by(scores.inputs[0], "Reshape")
     shape = _constant_operand(grouped, 1) if grouped is not None else []
-    if grouped is None or len(shape) != 5 or min(shape) < 1:
+    if grouped is None or len(shape) != len(_GROUPED) or min(shape) < 1:
         return f"{scores.name} does not read queries grouped as [1, K, H / K, T, d]"
     keys = _cache_behind(scores.inputs[1], is_transposed=True)
     context = only_reader(softmax.outputs[0], "MatMul")
@@ -131,7 +135,7 @@ def _match(softmax: gs.Node) -> _Attention | str:
     last = _merged(context, shape)
     if last is None:
         return f"{context.name} is not merged to [1, T, H * d]"
-    return _Attention(grouped.inputs[0], keys, values, mask, float(scale), shape, last)
+    return _Attention(grouped.inputs[0], keys, values, mask, float(scale.item()), shape, last)
 
 
 def _merged(context: gs.Node, grouped: Sequence[int]) -> gs.Node | None:
@@ -175,6 +179,7 @@ def fuse_attention(program: Program) -> PassReport:
                 "scale": match.scale,
                 "blocked": match.mask.attrs["blocked"],
                 "tokens": tokens,
+                "context": program.context,
                 "grouped": list(match.grouped),
                 "by_head": [1, heads, tokens, head_dim],
                 "merged": [1, tokens, heads * head_dim],

@@ -1,10 +1,11 @@
 """One node for the root-mean-square norm over the last axis.
 
-    Mul(weight, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), epsilon))))) -> FusedRMSNorm(x, weight)
+    Mul(weight, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), epsilon)))))
+ -> FusedRMSNorm(x, weight)
 
-`x * x` is taken for Pow, Div(1, Sqrt) for Reciprocal, and every product in either order. Declines, with
-the reason, a ReduceMean of squares that goes on in another way. The ONNX function holds the same
-operators in the same order.
+`x * x` is taken for Pow, Div(1, Sqrt) for Reciprocal, and every product in either order. Declines,
+with the reason, a ReduceMean of squares that goes on in another way. The ONNX function holds the
+same operators in the same order.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def _squared(mean: gs.Node) -> gs.Tensor | None:
     power = produced_by(mean.inputs[0], "Pow")
     if power is not None:
         exponent = constant(power.inputs[1])
-        is_square = exponent is not None and exponent.size == 1 and float(exponent) == 2.0
+        is_square = exponent is not None and exponent.size == 1 and exponent.item() == 2.0
         return power.inputs[0] if is_square else None
     product = produced_by(mean.inputs[0], "Mul")
     if product is not None and product.inputs[0] is product.inputs[1]:
@@ -71,7 +72,7 @@ def _inverse(root: gs.Node) -> gs.Node | None:
         return reciprocal
     quotient = only_reader(root.outputs[0], "Div")
     one = constant(quotient.inputs[0]) if quotient is not None else None
-    return quotient if one is not None and one.size == 1 and float(one) == 1.0 else None
+    return quotient if one is not None and one.size == 1 and one.item() == 1.0 else None
 
 
 def _other(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor | None:
@@ -81,7 +82,8 @@ def _other(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor | None:
 
 def _match(mean: gs.Node, x: gs.Tensor) -> _Norm | str:
     shifted = only_reader(mean.outputs[0], "Add")
-    epsilon = constant(_other(shifted, mean.outputs[0])) if shifted is not None else None
+    addend = _other(shifted, mean.outputs[0]) if shifted is not None else None
+    epsilon = constant(addend) if addend is not None else None
     if shifted is None or epsilon is None or epsilon.size != 1:
         return "no constant epsilon is added to its mean"
     if epsilon.dtype != np.float32:
@@ -97,7 +99,7 @@ def _match(mean: gs.Node, x: gs.Tensor) -> _Norm | str:
     weight = _other(weighted, scaled.outputs[0]) if weighted is not None else None
     if weighted is None or weight is None or weight.shape is None or len(weight.shape) != 1:
         return f"{scaled.name} is not multiplied by a weight of one axis"
-    return _Norm(x, weight, float(epsilon), weighted)
+    return _Norm(x, weight, float(epsilon.item()), weighted)
 
 
 def fuse_rms_norm(program: Program) -> PassReport:

@@ -2,8 +2,8 @@
 
     Mul(Mul(gate, Sigmoid(gate)), up)  ->  FusedSiluMul(gate, up)
 
-Declines a Sigmoid that does not gate its own input, or whose product is read by something else than one
-product. The ONNX function holds the same operators in the same order.
+Declines a Sigmoid that does not gate its own input, or whose product is read by something else than
+one product. The ONNX function holds the same operators in the same order.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
  -> lm_head(h[1, 1, H]) -> logits[1, 1, V]
 
 `last_valid` takes the row before `valid_length`, so that right padding is never asked; `last` takes
-h[:, -1:, :], for windows that are always full. It stands after the final norm. Declines where the head
-already reads one token. The kept row's value is the same sum, over fewer rows of a product.
+h[:, -1:, :], for windows that are always full. It stands after the final norm. Declines where the
+head already reads one token. The kept row's value is the same sum, over fewer rows of a product.
 """
 
 from dataclasses import dataclass

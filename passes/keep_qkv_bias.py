@@ -1,8 +1,8 @@
 """Rewrites nothing: promises that no bias of q, k or v is lost on the way to the target.
 
-Every `*.{q,k,v}_proj.bias` of the checkpoint must reach, through Weight expressions, exactly one Add on
-the output of its own projection's product, which nothing else reads. Only nodes that reach an output
-count. Checked after every later pass, in each phase.
+Every `*.{q,k,v}_proj.bias` of the checkpoint must reach, through Weight expressions, exactly one
+Add on the output of its own projection's product, which nothing else reads. Only nodes that reach
+an output count. Checked after every later pass, in each phase.
 """
 
 import re
@@ -19,7 +19,16 @@ from passes._match import ancestors, produced_by, through
 
 QKV_BIAS = re.compile(r"\.(q|k|v)_proj\.bias$")
 # What may stand between a parameter and its product or sum without changing whose it is.
-_LAYOUT = ("Cast", "Reshape", "Transpose", "Identity", "Unsqueeze", "Squeeze", "DequantizeLinear", "Mul")
+_LAYOUT = (
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Identity",
+    "Unsqueeze",
+    "Squeeze",
+    "DequantizeLinear",
+    "Mul",
+)
 
 
 def _readers(tensor: gs.Tensor, live: Set[int]) -> Iterable[gs.Node]:

@@ -1,11 +1,13 @@
 """Growing caches become static ones that a target updates in place.
 
     present[1, H, past + T, d] = Concat(past_key_values[1, H, past, d], new[1, H, T, d])
- -> present[C, H, d] = CacheUpdate(past_key_values[C, H, d], rows[T, H, d], past_length, valid_length)
+ -> present[C, H, d]
+    = CacheUpdate(past_key_values[C, H, d], rows[T, H, d], past_length, valid_length)
 
-The written axis comes first, so that a row is contiguous. Only the valid rows are written. The key axis
-of the mask has the length C from here on. Declines a cache that is not a Concat on its sequence axis.
-The value is the same; sums over C columns instead of past + T add zeros in another order.
+The written axis comes first, so that a row is contiguous. Only the valid rows are written. The key
+axis of the mask has the length C from here on. Declines a cache that is not a Concat on its
+sequence axis. The value is the same; sums over C columns instead of past + T add zeros in another
+order.
 """
 
 from dataclasses import dataclass
@@ -23,25 +25,19 @@ SEQUENCE_AXIS = 2
 CACHE_UPDATE = onnx.parser.parse_function(
     f"""
     <domain: "{FUSED_DOMAIN}", opset_import: ["" : {OPSET}]>
-    CacheUpdate (cache, rows, past_length, valid_length) => (updated)
+    CacheUpdate <context> (cache, rows, past_length, valid_length) => (updated)
     {{
         zero = Constant <value_int: int = 0> ()
         one = Constant <value_int: int = 1> ()
         row_axes = Constant <value_ints: ints = [1, 2]> ()
-        first = Constant <value_ints: ints = [0]> ()
-        context_1d = Shape <start: int = 0, end: int = 1> (cache)
-        context = Squeeze (context_1d, first)
-        count_1d = Shape <start: int = 0, end: int = 1> (rows)
-        count = Squeeze (count_1d, first)
-        last = Sub (count, one)
-        slots = Range (zero, context, one)
+        count = Constant <value_int: int = @context> ()
+        slots = Range (zero, count, one)
         wanted = Sub (slots, past_length)
-        low = Max (wanted, zero)
-        index = Min (low, last)
-        picked = Gather <axis: int = 0> (rows, index)
         is_new = GreaterOrEqual (wanted, zero)
         is_valid = Less (wanted, valid_length)
         written_1d = And (is_new, is_valid)
+        index = Where (written_1d, wanted, zero)
+        picked = Gather <axis: int = 0> (rows, index)
         written = Unsqueeze (written_1d, row_axes)
         updated = Where (written, picked, cache)
     }}
@@ -91,7 +87,9 @@ def plan_kv_cache(program: Program) -> PassReport:
     graph, tokens, context = program.graph, program.tokens, program.context
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     if "past_length" not in inputs:
-        return PassReport(skips=(Skip("graph", "there is no past_length input: fold-mask declined"),))
+        return PassReport(
+            skips=(Skip("graph", "there is no past_length input: fold-mask declined"),)
+        )
     caches = [t for n, t in inputs.items() if n.startswith("past_key_values.")]
     if all(len(cache.shape) == 3 for cache in caches):
         return PassReport(skips=(Skip("past_key_values", "the caches are static already"),))
@@ -118,6 +116,7 @@ def plan_kv_cache(program: Program) -> PassReport:
             "CacheUpdate",
             f"{name}/CacheUpdate",
             [past, rows, inputs["past_length"], inputs["valid_length"]],
+            attrs={"context": context},
             is_fused=True,
             output=present,
         )

@@ -3,10 +3,11 @@
     MatMul(x, W[in, out])   ->  MatMul(x, Transpose(Cast(W[out, in])))
     Gather(E[V, H], ids)    ->  Cast(Gather(E[V, H], ids))
 
-A linear's rows are then contiguous for one output, an embedding and the head tied to it are the same
-bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32. Declines a
-matrix that something else reads. With float32, or with the dtype that the checkpoint has, nothing is
-rounded; else each weight is rounded once, to nearest even, and arithmetic stays float32.
+A linear's rows are then contiguous for one output, an embedding and the head tied to it are the
+same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32.
+Declines a matrix that something else reads. With float32, or with the dtype that the checkpoint
+has, nothing is rounded; else each weight is rounded once, to nearest even, and arithmetic stays
+float32.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOA
 _ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
-def _set_storage(program: Program, parameter: gs.Variable, weight: Weight) -> None:
+def _set_storage(program: Program, parameter: gs.Tensor, weight: Weight) -> None:
     program.weights[parameter.name] = weight
     parameter.shape = list(weight.shape)
     parameter.dtype = _ONNX.get(weight.dtype, np.dtype(np.float32))
@@ -40,7 +41,7 @@ def _widened(program: Program, name: str, tensor: gs.Tensor, dtype: str) -> gs.T
     return add_node(program.graph, "Cast", f"{name}/Cast", [tensor], attrs=attrs)
 
 
-def _store_linear(program: Program, parameter: gs.Variable, node: gs.Node, dtype: str) -> None:
+def _store_linear(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     stem = node.name.rpartition("/")[0]
     _set_storage(program, parameter, cast(transpose(program.weights[parameter.name]), dtype))
     widened = _widened(program, stem, parameter, dtype)
@@ -50,7 +51,7 @@ def _store_linear(program: Program, parameter: gs.Variable, node: gs.Node, dtype
     replace_uses(program.graph, parameter, turned, readers=[node])
 
 
-def _store_table(program: Program, parameter: gs.Variable, node: gs.Node, dtype: str) -> None:
+def _store_table(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     _set_storage(program, parameter, cast(program.weights[parameter.name], dtype))
     if dtype == "float32":
         return

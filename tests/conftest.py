@@ -1,12 +1,12 @@
 """Fixtures that tests of several folders share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from built_bundles import BuiltBundles
+from program_text import Golden
 from traced_models import TracedModels
-
-Golden = Callable[[str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +22,12 @@ def traced_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedMo
     """Tiny models, each graph exported once a session; every caller gets a copy of its own."""
     with pytest.MonkeyPatch.context() as patch:
         yield TracedModels(tmp_path_factory.mktemp("traced-models"), patch)
+
+
+@pytest.fixture(scope="session")
+def built_bundles(tmp_path_factory: pytest.TempPathFactory) -> BuiltBundles:
+    """Bundles of tiny models, each built once a session."""
+    return BuiltBundles(tmp_path_factory.mktemp("built-bundles"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from compiler.contracts.pass_base import Arrays, Pass
+from compiler.contracts.pass_base import Arrays, Pass, PassReport
 from compiler.contracts.program import Program
 from compiler.contracts.weights import CheckpointRef, value
 
@@ -83,3 +83,17 @@ def adapted(passes: Mapping[Pass, Program], inputs: Arrays) -> dict[str, np.ndar
     for one, program in passes.items():
         current = one.adapt_inputs(current, program)
     return current
+
+
+def run_pass(rewriting: Pass, program: Program) -> PassReport:
+    """One pass as the driver runs it, and its result checked as ONNX."""
+    report = rewriting.run(program)
+    program.prune_parameters()
+    onnx.checker.check_model(program.model(), full_check=True)
+    return report
+
+
+def reasons(report: PassReport) -> dict[str, str]:
+    """Node -> why it was declined; a pass that rewrote as well fails the test."""
+    assert report.rewrites == ()
+    return {skip.node: skip.reason for skip in report.skips}

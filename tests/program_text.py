@@ -1,7 +1,7 @@
 """Programs from ONNX text, and the text of programs: what the passes' golden tests read and write."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx.parser
 import onnx.printer
@@ -9,6 +9,9 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import OPSET, Phase, Program, TensorSpec
 from compiler.contracts.weights import source
+
+# The fixture of that name: (file in `golden/`, text) -> an assertion that they are equal.
+Golden = Callable[[str, str], None]
 
 
 def program_from_text(
@@ -34,9 +37,7 @@ def text_of(program: Program) -> str:
     keys = {name: weight.key for name, weight in sorted(program.weights.items())}
     sections = {
         "inputs": [_spec(spec) for spec in program.inputs()],
-        "parameters": [
-            f"{_spec(spec)} = {keys[spec.name]}" for spec in _parameters(program)
-        ],
+        "parameters": [f"{_spec(spec)} = {keys[spec.name]}" for spec in _parameters(program)],
         "outputs": [_spec(spec) for spec in program.outputs()],
         "aliases": [f"{output} = {cache}" for output, cache in sorted(program.aliases.items())],
         "constants": sorted(_constant(tensor) for tensor in graph.initializer),

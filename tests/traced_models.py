@@ -30,24 +30,49 @@ def _write_model(name: str, folder: Path, layers: int) -> Path:
     match name:
         case "mha":
             write_checkpoint(
-                folder, hidden=64, heads=4, kv_heads=4, tied=True, layers=layers,
-                intermediate=48, vocabulary=VOCABULARY,
+                folder,
+                hidden=64,
+                heads=4,
+                kv_heads=4,
+                tied=True,
+                layers=layers,
+                intermediate=48,
+                vocabulary=VOCABULARY,
             )
             change_config(folder, rope_theta=1e6)
         case "gqa":
             write_checkpoint(
-                folder, hidden=56, heads=7, kv_heads=1, layers=layers, intermediate=40,
-                vocabulary=VOCABULARY, dtype="bfloat16",
+                folder,
+                hidden=56,
+                heads=7,
+                kv_heads=1,
+                layers=layers,
+                intermediate=40,
+                vocabulary=VOCABULARY,
+                dtype="bfloat16",
             )
         case "own-head-dim":
             write_checkpoint(
-                folder, hidden=64, heads=6, kv_heads=3, head_dim=16, layers=layers, intermediate=48,
+                folder,
+                hidden=64,
+                heads=6,
+                kv_heads=3,
+                head_dim=16,
+                layers=layers,
+                intermediate=48,
                 vocabulary=VOCABULARY,
             )
         case "llama":
             write_checkpoint(
-                folder, model_type="llama", hidden=64, heads=4, kv_heads=2, tied=True,
-                layers=layers, intermediate=48, vocabulary=VOCABULARY,
+                folder,
+                model_type="llama",
+                hidden=64,
+                heads=4,
+                kv_heads=2,
+                tied=True,
+                layers=layers,
+                intermediate=48,
+                vocabulary=VOCABULARY,
             )
         case _:
             raise AssertionError(f"there is no model {name}")
@@ -94,12 +119,15 @@ class TracedModels:
     def full_skeleton(self, name: str, *, layers: int, tokens: int) -> gs.Graph:
         """Every layer exported, nothing stitched."""
         kinds = ("full_attention",) * layers
-        return self._memo(
-            self.family(name), self.checkpoint(name).config, kinds, tokens=tokens
-        )
+        return self._memo(self.family(name), self.checkpoint(name).config, kinds, tokens=tokens)
 
     def _memo(
-        self, family: ModelFamily, config: Mapping[str, object], kinds: Sequence[str], *, tokens: int
+        self,
+        family: ModelFamily,
+        config: Mapping[str, object],
+        kinds: Sequence[str],
+        *,
+        tokens: int,
     ) -> gs.Graph:
         self.exported.append(tuple(kinds))
         decisive = {key: value for key, value in config.items() if key != "num_hidden_layers"}

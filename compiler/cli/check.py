@@ -8,9 +8,8 @@ from compiler.terminal import Terminal, each_error, error_json, plain
 
 def main(options: argparse.Namespace, terminal: Terminal) -> int:
     """Check, and print the plan or the errors."""
-    from compiler.workflows.check import check
-
     from compiler.config import load_config
+    from compiler.workflows.check import check
 
     try:
         config = load_config(options.yaml, overrides=options.overrides, target=options.target)

@@ -5,16 +5,23 @@ Ctrl-C stops an answer, and what was said of it stays in the conversation; Ctrl-
 
 from typing import TYPE_CHECKING
 
-from compiler.cli.run import speeds
 from compiler.contracts.errors import RunError
 from compiler.terminal import Terminal
 
 if TYPE_CHECKING:
-    from compiler.stages.execute import GenerateOptions, Session
+    from compiler.stages.execute import GenerateOptions, Generation, Session
     from compiler.text import Message
 
 _PROMPT = "> "
 _COMMANDS = "/reset starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+def speeds(generation: "Generation") -> str:
+    """The line under an answer."""
+    prefill = f"{generation.prompt_tokens} tokens read in {generation.prefill_seconds:.2f} s"
+    count = len(generation.tokens)
+    decode = f"{count} written at {generation.decode_tokens_per_second:.1f} tokens/s"
+    return f"{prefill}, {decode}, ended by {generation.finish_reason}"
 
 
 def converse(

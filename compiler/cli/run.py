@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compiler.cli.conversation import converse, speeds
 from compiler.contracts.errors import ConfigError, RunError
 from compiler.terminal import Terminal
 
@@ -34,19 +35,9 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
     )
     with open_session(options.bundle, verify=options.verify, threads=options.threads) as session:
         if prompt is None:
-            from compiler.cli.conversation import converse
-
             converse(session, generate, terminal, system=options.system)
             return 0
         return _run_once(session, _started(session, prompt, generate, options), options, terminal)
-
-
-def speeds(generation: "Generation") -> str:
-    """The line under an answer."""
-    prefill = f"{generation.prompt_tokens} tokens read in {generation.prefill_seconds:.2f} s"
-    count = len(generation.tokens)
-    decode = f"{count} written at {generation.decode_tokens_per_second:.1f} tokens/s"
-    return f"{prefill}, {decode}, ended by {generation.finish_reason}"
 
 
 def _check(options: argparse.Namespace, terminal: Terminal) -> None:

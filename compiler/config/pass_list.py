@@ -8,7 +8,7 @@ A pass's options are the fields of its dataclass; each is checked against its fi
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,7 +21,6 @@ from compiler.contracts.errors import CompilerError, ConfigError, raise_all
 from compiler.yaml_source import Source, YamlPath, YamlValue
 
 if TYPE_CHECKING:
-    from compiler.config.build_config import BuildConfig
     from compiler.contracts.pass_base import Pass
 
 SLICE_PASS = "insert-strided-slice"
@@ -89,17 +88,21 @@ def read_passes(
     return tuple(specs), errors
 
 
-def build_passes(config: "BuildConfig") -> "tuple[Pass, ...]":
-    """The passes to run, in order: the YAML's, or the default ones.
+def build_passes(specs: Sequence[PassSpec], *, folder: Path) -> "tuple[Pass, ...]":
+    """The passes of a list, in order.
+
+    Args:
+        specs: `BuildConfig.pass_list`.
+        folder: What a pass's file is relative to: the YAML's folder.
 
     Raises:
         CompilerError: A pass cannot be loaded, or refuses its options.
     """
     errors: list[CompilerError] = []
     built: list[Pass] = []
-    for spec in config.pass_list:
+    for spec in specs:
         try:
-            built.append(_build(spec, folder=config.path.parent))
+            built.append(_build(spec, folder=folder))
         except CompilerError as error:
             errors.append(error)
     raise_all(errors)

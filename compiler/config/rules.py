@@ -38,6 +38,9 @@ NOT_SUPPORTED_YET: tuple[Limit, ...] = (
     Limit("backend.dtype", ("fp32", "bf16", "fp16"), "supported: fp32, bf16, fp16"),
     Limit("backend.compute_dtype", ("fp32",), "supported: fp32"),
     Limit("backend.merge_params", (True,), "supported: true"),
+    Limit("workspace.work_dir", (None,), "leave it out"),
+    Limit("workspace.env_recheck", (None,), "leave it out"),
+    Limit("workspace.pyenv", (None,), "leave it out"),
     Limit("verify", ("off", "structure"), "supported: off, structure"),
 )
 

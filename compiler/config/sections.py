@@ -239,7 +239,7 @@ COMPARE_DEFAULTS: Mapping[Dtype, CompareLimits] = {
         max_abs=1e-3, max_rel=1e-3, min_cosine=0.9999, min_top1=1.0, min_greedy=1.0
     ),
     "bf16": CompareLimits(
-        max_abs=2.0, max_rel=5e-2, min_cosine=0.999, min_top1=0.9, min_greedy=0.5
+        max_abs=1.0, max_rel=5e-2, min_cosine=0.999, min_top1=0.9, min_greedy=0.5
     ),
     "fp16": CompareLimits(
         max_abs=0.2, max_rel=1e-2, min_cosine=0.9999, min_top1=0.95, min_greedy=0.7

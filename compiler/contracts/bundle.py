@@ -1,7 +1,7 @@
 """What a bundle is: the manifest's schema, and the folder that it describes.
 
     <name>/manifest.json
-           prefill_<P>_rank<r>/  decode_<C>_rank<r>/    module files and what the target wrote of them
+           prefill_<P>_rank<r>/  decode_<C>_rank<r>/    module files, and what the target wrote
            params/rank<r>.safetensors                   mapped at run time, shared by the phases
            ir/                                          a snapshot of each phase after each pass
            tokenizer files
@@ -55,7 +55,7 @@ class Manifest:
 
     Attributes:
         name: The bundle's name, from the YAML.
-        digest: sha256 over everything that decides the content (resolved config, checkpoint, tools).
+        digest: sha256 over all that decides the content (resolved config, checkpoint, tools).
         target: The target that built it and opens it.
         config: The resolved configuration, less the workspace.
         checkpoint: Content digest and architecture of the checkpoint.

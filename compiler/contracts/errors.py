@@ -94,14 +94,14 @@ class RunError(CompilerError):
     default_code = "run"
 
 
-class MachineLacks(CompilerError):  # noqa: N818 - reads as the sentence that it is
+class MachineLacks(CompilerError):  # reads as the sentence that it is
     """The machine lacks something that the work needs; the message says what and how to get it."""
 
     exit_code = EXIT_MACHINE_LACKS
     default_code = "machine-lacks"
 
 
-class CheckFailed(CompilerError):  # noqa: N818 - reads as the sentence that it is
+class CheckFailed(CompilerError):  # reads as the sentence that it is
     """A check ran to its end and found a difference."""
 
     exit_code = EXIT_CHECK_FAILED

@@ -31,7 +31,7 @@ TAP_POINTS: tuple[str, ...] = (
 
 
 class ModelFamily(ABC):
-    """One family of checkpoints, by its `model_type`s. Stateless; `config` is config.json as parsed."""
+    """One family of checkpoints, by `model_type`. Stateless; `config` is config.json, parsed."""
 
     model_types: ClassVar[tuple[str, ...]]
 
@@ -52,8 +52,8 @@ class ModelFamily(ABC):
         """The model with one layer for each of `kinds`, parameters under their Hugging Face names.
 
         Its forward takes (input_ids [1, T], attention_mask [1, past + T], position_ids [1, T],
-        past_key_values: a (key, value) pair a layer, each [1, kv_heads, past, head_dim]) and returns
-        (logits [1, T, vocabulary], [(key, value), ...] with past + T positions).
+        past_key_values: a (key, value) pair a layer, each [1, kv_heads, past, head_dim]) and
+        returns (logits [1, T, vocabulary], [(key, value), ...] with past + T positions).
         """
 
     @abstractmethod

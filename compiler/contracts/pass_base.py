@@ -1,7 +1,8 @@
 """What a pass is: a frozen dataclass whose fields are its YAML options, and a `run`.
 
-The driver (`compiler.stages.rewrite`) checks order, structure, signature, report and invariants around
-every pass; a pass only matches and rewrites. It imports numpy, onnx and onnx_graphsurgeon, nothing heavier.
+The driver (`compiler.stages.rewrite`) checks order, structure, signature, report and invariants
+around every pass; a pass only matches and rewrites. It imports numpy, onnx and onnx_graphsurgeon,
+nothing heavier.
 """
 
 from abc import ABC, abstractmethod
@@ -60,7 +61,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class PassReport:
-    """What a pass did to one program: the names of the nodes that stand for each rewrite, and skips."""
+    """What a pass did to one program: the node that stands for each rewrite, by name, and skips."""
 
     rewrites: tuple[str, ...] = ()
     skips: tuple[Skip, ...] = ()
@@ -99,7 +100,7 @@ class Pass(ABC):
 
     @abstractmethod
     def run(self, program: Program) -> PassReport:
-        """Rewrite `program` in place. Match fully first: nothing is changed before the last check."""
+        """Rewrite `program` in place. Match fully first: nothing changes before the last check."""
 
     def required(self) -> tuple[str, ...]:
         """Passes that must stand earlier, given this pass's options."""
@@ -124,6 +125,6 @@ class Pass(ABC):
         return dict(old)
 
     def adapt_outputs(self, new: Arrays, old_inputs: Arrays) -> dict[str, np.ndarray]:
-        """Outputs of the graph after the pass -> what the graph before it gives for `old_inputs`."""
+        """Outputs of the graph after the pass -> what the one before it gives for `old_inputs`."""
         del old_inputs
         return dict(new)

@@ -45,7 +45,7 @@ class Program:
         context: Positions that the KV cache holds (C).
         layers: Number of decoder layers.
         weights: Parameter name -> expression over the checkpoint.
-        checkpoint_tensors: Name and shape of every tensor of the checkpoint; provenance for invariants.
+        checkpoint_tensors: Name and shape of every tensor of the checkpoint, for invariants.
         aliases: Output name -> the input that a target updates in place to make it.
         functions: The fused operators that the graph calls, as ONNX functions by name.
     """
@@ -57,11 +57,13 @@ class Program:
     layers: int
     weights: dict[str, Weight]
     checkpoint_tensors: Mapping[str, tuple[int, ...]]
-    aliases: dict[str, str] = field(default_factory=dict)
-    functions: dict[str, "onnx.FunctionProto"] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict[str, str])
+    functions: dict[str, "onnx.FunctionProto"] = field(
+        default_factory=dict[str, "onnx.FunctionProto"]
+    )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Cross a process boundary as ONNX: the graph's own objects are linked too deep to pickle."""
+        """Cross a process boundary as ONNX: the graph's objects are linked too deep to pickle."""
         rest = (self.tokens, self.context, self.layers, self.weights)
         shapes = dict(self.checkpoint_tensors)
         data = self.model().SerializeToString(deterministic=True)
@@ -131,9 +133,13 @@ class ProgramSet:
         """Expression key -> weight: what packaging writes, each once."""
         return {w.key: w for program in self for _, w in sorted(program.weights.items())}
 
+    def stored_bytes(self) -> int:
+        """Bytes of everything in `stored_weights`."""
+        return sum(weight.nbytes for weight in self.stored_weights().values())
+
 
 def quiet_graphsurgeon() -> None:
-    """graphsurgeon writes warnings about optional packages of its own to standard output."""
+    """Keep graphsurgeon from warning on standard output about optional packages of its own."""
     from onnx_graphsurgeon.logger import G_LOGGER
 
     G_LOGGER.severity = G_LOGGER.ERROR
@@ -142,8 +148,8 @@ def quiet_graphsurgeon() -> None:
 def tidy(graph: "gs.Graph") -> "gs.Graph":
     """Drop nodes that reach no output, and sort: `cleanup().toposort()` in linear time.
 
-    graphsurgeon's cleanup looks each graph input up in a list of all tensors; a parameter is an input
-    here, and 80 layers have a thousand. It leaves inputs alone, so it need not see them.
+    graphsurgeon's cleanup looks each graph input up in a list of all tensors; a parameter is an
+    input here, and 80 layers have a thousand. It leaves inputs alone, so it need not see them.
     """
     inputs = list(graph.inputs)
     graph.inputs = []

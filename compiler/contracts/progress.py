@@ -1,4 +1,4 @@
-"""How long work reports where it stands; the command line draws it, a library user may ignore it."""
+"""How long work reports where it stands; the command line draws it, a library may ignore it."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Progress:
         """A stage begins."""
 
     def update(self, done: int, total: int, unit: str) -> None:
-        """`done` of `total` units (`bytes`, `layers`, `passes`, ...) of the running stage are done."""
+        """`done` of `total` units (`bytes`, `layers`, ...) of the running stage are done."""
 
     def note(self, text: str) -> None:
         """Something worth a line: `up to date`, a fallback, a default that was chosen."""

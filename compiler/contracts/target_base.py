@@ -27,7 +27,7 @@ class Probe:
     can_build: bool
     can_run: bool
     missing: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class TargetOptions:
     window: int
     context: int
     tensor_parallel: int = 1
-    compile: Mapping[str, OptionValue] = field(default_factory=dict)
-    places: Mapping[str, str] = field(default_factory=dict)
+    compile: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class PassChoice:
     """A pass by name, and its options."""
 
     name: str
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """What `Target.lower` wrote: the parameters that the module takes, in order, and its own facts."""
+    """What `Target.lower` wrote: the parameters that the module takes, in order, and its facts."""
 
     params: tuple[str, ...]
     facts: Mapping[str, object]
@@ -163,7 +163,9 @@ class Target(ABC):
         """What can be done here, and what is missing."""
 
     @abstractmethod
-    def constraints(self, options: TargetOptions, config: Mapping[str, object]) -> list[CompilerError]:
+    def constraints(
+        self, options: TargetOptions, config: Mapping[str, object]
+    ) -> list[CompilerError]:
         """Every violation at once, from the options and the model's config.json alone."""
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
@@ -172,7 +174,7 @@ class Target(ABC):
         return ()
 
     def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
-        """What else decides its output (the CPU it found), JSON values; part of a bundle's digest."""
+        """What else decides its output (the CPU it found), in JSON; part of a bundle's digest."""
         del options
         return {}
 
@@ -191,7 +193,9 @@ class Target(ABC):
         raise TargetError(f"target '{self.name}' runs models, it does not build bundles")
 
     @abstractmethod
-    def open(self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None) -> Runner:
+    def open(
+        self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None
+    ) -> Runner:
         """Open what `opens` says for running.
 
         Raises:

@@ -1,10 +1,10 @@
 """Weights by reference: where a checkpoint's bytes lie, and expressions over them.
 
 A `Weight` is a lazy expression over checkpoint tensors with a known shape and dtype. Passes compose
-expressions and read no byte; packaging evaluates them a block of rows at a time, so that memory does
-not grow with the model:
+expressions and read no byte; packaging evaluates them a block of rows at a time, so that memory
+does not grow with the model:
 
-    cast(transpose(source("model.layers.0.mlp.up_proj.weight", (2816, 1024), "bfloat16")), "float32")
+    cast(transpose(source("model.layers.0.mlp.up_proj.weight", (16, 8), "bfloat16")), "float32")
 
 Two parameters with equal `key` are the same bytes and are stored once.
 """

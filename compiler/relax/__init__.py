@@ -1,4 +1,4 @@
-"""What every target that lowers with TVM starts from. Importing this package does not import tvm."""
+"""What every target that lowers with TVM starts from. Importing it does not import tvm."""
 
 from compiler.relax.importer import AttributeValue, FusedConverter, relax_from_program
 from compiler.relax.lean import import_tvm, import_tvm_ffi

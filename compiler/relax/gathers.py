@@ -1,18 +1,20 @@
-"""Gathers are made safe: TVM's importer asks for the mode that reads whatever an index points at."""
+"""Gathers are made safe: TVM's importer asks for the mode that reads wherever an index points."""
 
 import tvm
 from tvm import relax
-from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.op.op_attrs import TakeAttrs
 
 
 @mutator
 class _Clamping(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        if call.op != Op.get("relax.take") or call.attrs.mode == "clip":
-            return call
-        return relax.op.take(call.args[0], call.args[1], axis=call.attrs.axis, mode="clip")
+        visited = super().visit_call_(call)
+        if not isinstance(visited, relax.Call) or not isinstance(visited.attrs, TakeAttrs):
+            return visited
+        if visited.attrs.mode == "clip":
+            return visited
+        return relax.op.take(*visited.args, axis=visited.attrs.axis, mode="clip")
 
 
 def clamp_gathers(module: tvm.IRModule) -> tvm.IRModule:

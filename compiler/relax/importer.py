@@ -1,7 +1,8 @@
 """Program -> Relax IRModule, by TVM's ONNX importer with one extension: fused operators.
 
-The importer ignores domains and knows no model-local function. A target gives a converter for each fused
-operator that it takes whole; the others are inlined to the standard operators of their functions first.
+The importer ignores domains and knows no model-local function. A target gives a converter for each
+fused operator that it takes whole; the others are inlined to the standard operators of their
+functions first.
 """
 
 import threading
@@ -30,7 +31,7 @@ _IMPORTER = threading.Lock()
 def relax_from_program(
     program: Program, *, fused: Mapping[str, FusedConverter] | None = None
 ) -> "IRModule":
-    """Import a program; `main` takes the activations, then the parameters, as the skeleton lists them.
+    """Import a program; `main` takes activations, then parameters, as the skeleton lists them.
 
     Args:
         program: After the last pass.
@@ -60,21 +61,41 @@ def _inlined(program: Program, kept: Mapping[str, FusedConverter]) -> "onnx.Mode
 
     model = program.model()
     names = [(f.domain, f.name) for f in model.functions if f.name not in kept]
-    return onnx.inliner.inline_selected_functions(model, names) if names else model
+    if not names:
+        return model
+    plain = onnx.inliner.inline_selected_functions(model, names)
+    for node in plain.graph.node:
+        if node.op_type == "Constant":
+            _spell_as_tensor(node)
+    return plain
+
+
+def _spell_as_tensor(node: "onnx.NodeProto") -> None:
+    """Constant(value_float=2.0) -> Constant(value=<tensor>), the one spelling that TVM reads."""
+    import numpy as np
+    import onnx
+
+    (attribute,) = node.attribute
+    dtype = {"value_float": np.float32, "value_int": np.int64}.get(attribute.name.rstrip("s"))
+    if dtype is None:
+        return
+    value = np.asarray(onnx.helper.get_attribute_value(attribute), dtype=dtype)
+    tensor = onnx.numpy_helper.from_array(value)
+    attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 
 @contextmanager
 def _extended_importer(converters: Mapping[str, FusedConverter]) -> Iterator[None]:
     from tvm.relax.frontend.onnx import onnx_frontend
 
-    original = onnx_frontend._get_convert_map  # noqa: SLF001 - there is no public hook
-    table = {**original(), **{name: _as_tvm_converter(c) for name, c in converters.items()}}
     with _IMPORTER:
-        onnx_frontend._get_convert_map = lambda: table  # noqa: SLF001
+        original = onnx_frontend._get_convert_map  # there is no public hook
+        table = {**original(), **{name: _as_tvm_converter(c) for name, c in converters.items()}}
+        onnx_frontend._get_convert_map = lambda: table
         try:
             yield
         finally:
-            onnx_frontend._get_convert_map = original  # noqa: SLF001
+            onnx_frontend._get_convert_map = original
 
 
 def _as_tvm_converter(convert: FusedConverter) -> type:
@@ -97,7 +118,7 @@ def _as_tvm_converter(convert: FusedConverter) -> type:
 def _refuse_unknown(model: "onnx.ModelProto", converters: Mapping[str, FusedConverter]) -> None:
     from tvm.relax.frontend.onnx import onnx_frontend
 
-    known = onnx_frontend._get_convert_map()  # noqa: SLF001
+    known = onnx_frontend._get_convert_map()
     for node in model.graph.node:
         if node.op_type not in known and node.op_type not in converters:
             raise TargetError(

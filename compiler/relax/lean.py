@@ -1,6 +1,7 @@
-"""Import TVM, or its runtime alone, without the torch that tvm_ffi imports wherever it is installed.
+"""Import TVM, or its runtime alone, without the torch that tvm_ffi imports where it finds it.
 
-tvm_ffi loads torch for its DLPack fast path; here that costs 200 MB and seconds, and nothing uses it.
+tvm_ffi loads torch for its DLPack fast path; here that costs 200 MB and seconds, and nothing uses
+it.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Two runners on identical tokens: trajectories, and the measures between them.
 
-The reference decodes greedily; the candidate is then fed the reference's tokens, so that each step's
-logits answer the same question, and decodes once more on its own for the greedy agreement.
+The reference decodes greedily; the candidate is then fed the reference's tokens, so that each
+step's logits answer the same question, and decodes once more on its own for the greedy agreement.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Trajectory:
 
 
 def decode_greedily(runner: Runner, prompt: Sequence[int], steps: int) -> Trajectory:
-    """`steps` tokens, each the largest logit (the lowest id on a tie); fewer where the context ends."""
+    """`steps` tokens, each the largest logit (on a tie the lowest id); fewer at context's end."""
     runner.rewind(0)
     rows = [runner.extend(prompt)]
     tokens = [int(np.argmax(rows[0]))]

@@ -1,8 +1,8 @@
 """ProgramSet -> ProgramSet, pass by pass, each checked.
 
-The order is checked before anything runs. After each pass and phase: the skeleton is valid ONNX, names
-are unique, the graph is acyclic, the signature changed only where the pass declares it, the report agrees
-with what changed, and every invariant registered so far still holds.
+The order is checked before anything runs. After each pass and phase: the skeleton is valid ONNX,
+names are unique, the graph is acyclic, the signature changed only where the pass declares it, the
+report agrees with what changed, and every invariant registered so far still holds.
 """
 
 from collections import Counter
@@ -15,13 +15,15 @@ import onnx
 from compiler.contracts.errors import CompilerError, PassError, raise_all
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassRecord, PassReport
-from compiler.contracts.program import PHASES, Phase, Program, ProgramSet
+from compiler.contracts.program import PHASES, Phase, Program, ProgramSet, TensorSpec
 from compiler.contracts.progress import Progress
+
+Specs = tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """A pass and the place that asked for it: `model.yaml:9:3`, or the default's or target's name."""
+    """A pass and the place that asked for it: `model.yaml:9:3`, the default's or target's name."""
 
     rewrite: Pass
     place: str
@@ -82,15 +84,27 @@ def check_order(passes: Sequence[PlannedPass]) -> None:
 
 
 def rewrite(
-    programs: ProgramSet, passes: Sequence[PlannedPass], *, progress: Progress | None = None
+    programs: ProgramSet,
+    passes: Sequence[PlannedPass],
+    *,
+    is_verified: bool = True,
+    progress: Progress | None = None,
 ) -> Rewritten:
     """Run the passes in order on each of their phases, checking after each.
+
+    Args:
+        programs: The traced programs; rewritten in place.
+        passes: In order, the target's last.
+        is_verified: Without it only the order is checked (`verify: off`).
+        progress: Told of each finished pass.
 
     Raises:
         PassError: A pass broke the structure, its declaration or an invariant; names pass and node.
     """
     check_order(passes)
-    states = {phase: _entered(programs.programs[phase]) for phase in programs.programs}
+    states: dict[Phase, _PhaseState] = {
+        phase: _entered(program) for phase, program in programs.programs.items()
+    }
     snapshots = {snapshot_name(phase, 0, "trace"): state.model for phase, state in states.items()}
     records: list[PassRecord] = []
     for number, planned in enumerate(passes, start=1):
@@ -99,7 +113,7 @@ def rewrite(
             if phase not in planned.rewrite.phases:
                 continue
             state = states[phase]
-            report = _run_checked(planned, state)
+            report = _run(planned, state, is_verified=is_verified)
             records.append(PassRecord(name, phase, len(report.rewrites), report.skips))
             snapshots[snapshot_name(phase, number, name)] = state.model
         if progress is not None:
@@ -119,40 +133,70 @@ def _entered(program: Program) -> _PhaseState:
     return _PhaseState(program, model.SerializeToString(deterministic=True))
 
 
-def _run_checked(planned: PlannedPass, state: _PhaseState) -> PassReport:
+def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> PassReport:
     rewriting, program = planned.rewrite, state.program
     signature = (program.inputs(), program.outputs())
     state.invariants += rewriting.invariants(program)
     report = rewriting.run(program)
     program.prune_parameters()
     model = program.model()
-
-    def refuse(message: str, hint: str = "the pass is at fault: report it to its author") -> PassError:
-        return PassError(
-            f"pass '{rewriting.name}' on {program.phase}: {message}", where=planned.place, hint=hint
-        )
-
-    problem = _invalid(program, model)
-    if problem is not None:
-        raise refuse(f"left an invalid graph: {problem}")
-    if not rewriting.changes_signature and signature != (program.inputs(), program.outputs()):
-        raise refuse(f"changed the signature without declaring it: {_difference(signature, program)}")
     data = model.SerializeToString(deterministic=True)
-    if report.rewrites and data == state.model:
-        raise refuse(f"reports {len(report.rewrites)} rewrites, but the graph is unchanged")
-    if not report.rewrites and data != state.model:
-        raise refuse("reports no rewrite, but the graph changed")
-    for invariant in state.invariants:
-        violations = invariant.violations(program)
-        if violations:
-            raise refuse(f"broke '{invariant.name}': {'; '.join(violations)}")
+    problem = None
+    if is_verified:
+        problem = (
+            _structure_problem(program, model)
+            or _signature_problem(rewriting, signature, program)
+            or _report_problem(report, is_changed=data != state.model)
+            or _invariant_problem(state)
+        )
+    if problem is not None:
+        raise PassError(
+            f"pass '{rewriting.name}' on {program.phase}: {problem}",
+            where=planned.place,
+            hint="the pass is at fault: report it to its author",
+        )
     state.model = data
     return report
 
 
+def _structure_problem(program: Program, model: onnx.ModelProto) -> str | None:
+    problem = _invalid(program, model)
+    return None if problem is None else f"left an invalid graph: {problem}"
+
+
+def _signature_problem(
+    rewriting: Pass, before: tuple[Specs, Specs], program: Program
+) -> str | None:
+    if rewriting.changes_signature:
+        return None
+    after = (program.inputs(), program.outputs())
+    for side, old, new in zip(("inputs", "outputs"), before, after, strict=True):
+        if old != new:
+            return f"changed the signature without declaring it: {side} {old} became {new}"
+    return None
+
+
+def _report_problem(report: PassReport, *, is_changed: bool) -> str | None:
+    if report.rewrites and not is_changed:
+        return f"reports {len(report.rewrites)} rewrites, but the graph is unchanged"
+    if is_changed and not report.rewrites:
+        return "reports no rewrite, but the graph changed"
+    return None
+
+
+def _invariant_problem(state: _PhaseState) -> str | None:
+    for invariant in state.invariants:
+        violations = invariant.violations(state.program)
+        if violations:
+            return f"broke '{invariant.name}': {'; '.join(violations)}"
+    return None
+
+
 def _invalid(program: Program, model: onnx.ModelProto) -> str | None:
     """What is wrong with the skeleton; None when nothing is."""
-    repeated = [name for name, n in Counter(node.name for node in model.graph.node).items() if n > 1]
+    repeated = [
+        name for name, n in Counter(node.name for node in model.graph.node).items() if n > 1
+    ]
     if repeated:
         return f"several nodes are called {repeated[0]!r}"
     unnamed = next((node for node in model.graph.node if not node.name), None)
@@ -167,10 +211,3 @@ def _invalid(program: Program, model: onnx.ModelProto) -> str | None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return " ".join(str(error).split())
     return None
-
-
-def _difference(before: tuple[object, object], program: Program) -> str:
-    for old, new, side in zip(before, (program.inputs(), program.outputs()), ("inputs", "outputs"), strict=True):
-        if old != new:
-            return f"{side} {old} became {new}"
-    raise AssertionError("no difference")

@@ -3,7 +3,8 @@
 One layer of each kind is traced and repeated under its module path, so that 80 layers cost what two
 do. Names are provenance: a node is called by its module path and operator, a tensor by its node:
 
-    node_linear_3 (name scopes model, model.layers.0, ..., q_proj) -> model.layers.7.self_attn.q_proj/MatMul
+    node_linear_3 (scopes model, model.layers.0, ..., q_proj)
+ -> model.layers.7.self_attn.q_proj/MatMul
 """
 
 import ast
@@ -129,7 +130,12 @@ def _exported(
                 optimize=False,
                 opset_version=OPSET,
                 verbose=False,
-                input_names=["input_ids", "attention_mask", "position_ids", *_pairs("past_key_values", layers)],
+                input_names=[
+                    "input_ids",
+                    "attention_mask",
+                    "position_ids",
+                    *_pairs("past_key_values", layers),
+                ],
                 output_names=["logits", *_pairs("present", layers)],
                 dynamic_shapes=(None, {1: Dim.AUTO}, None, [pair for _ in layers]),
             )
@@ -174,7 +180,7 @@ def _module_paths(graph: "ir.Graph") -> dict[str, str]:
 
 
 def _inline_constants(graph: gs.Graph) -> None:
-    """Give each consumer a constant of its own: the exporter shares them, cast or not, across layers."""
+    """Give each consumer a constant of its own: the exporter shares them between layers."""
     for node in graph.nodes:
         for index, tensor in enumerate(node.inputs):
             value = _constant_value(tensor)
@@ -254,9 +260,9 @@ def _moved(name: str, index: int) -> str:
 def stitch_layers(graph: gs.Graph, templates: Sequence[int]) -> gs.Graph:
     """A graph whose layer i is a copy of the traced layer `templates[i]`.
 
-    The traced graph begins with one more layer, of the same kind as the second, so that every template
-    takes the residual stream from a layer before it. Other tensors that enter a layer (cos, sin, the
-    mask) are shared by all.
+    The traced graph begins with one more layer, of the same kind as the second, so that every
+    template takes the residual stream from a layer before it. Other tensors that enter a layer
+    (cos, sin, the mask) are shared by all.
     """
     layers: dict[int, list[gs.Node]] = {}
     around: list[gs.Node] = []

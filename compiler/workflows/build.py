@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compiler.bundle_place import kept_bundle
 from compiler.config import BuildConfig
+from compiler.contracts.errors import BundleError, CompilerError, CompilerErrors, raise_all
 from compiler.contracts.pass_base import PassRecord
 from compiler.contracts.program import Program, ProgramSet
 from compiler.contracts.progress import Progress, StageRecord
@@ -15,7 +16,7 @@ from compiler.contracts.target_base import Lowered, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.lower import lower_program
 from compiler.stages.open_bundle import open_bundle
-from compiler.stages.package import BundleDraft, ModuleDraft, package
+from compiler.stages.package import BundleDraft, ModuleDraft, check_space, package
 from compiler.stages.rewrite import Rewritten, rewrite
 from compiler.workflows.plan import Plan, locate, plan_build, traced
 from compiler.workflows.processes import run_parallel
@@ -54,30 +55,42 @@ def build(
         CompilerError: Whatever is wrong, by its kind; nothing half-written is left.
     """
     clock = StageClock(progress or Progress())
-    destination = output or config.workspace_path / config.name
+    destination = (output or config.workspace_path / config.name).absolute()
     with clock.stage("checkpoint"):
         checkpoint = locate(config, progress=clock.progress)
         plan = plan_build(config, checkpoint)
     if kept_bundle(destination, plan.digest, force=force) is not None:
-        open_bundle(destination)
+        _check_whole(destination)
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), ())
     with clock.stage("trace"):
         programs = traced(config, checkpoint)
     with clock.stage("rewrite"):
-        rewritten = rewrite(programs, plan.passes, progress=clock.progress)
+        rewritten = rewrite(
+            programs,
+            plan.passes,
+            is_verified=config.verify != "off",
+            progress=clock.progress,
+        )
+        check_space(destination, rewritten.programs.stored_bytes())
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
             modules = _lower(config, plan.target, rewritten.programs, Path(scratch))
         with clock.stage("package"):
             draft = _draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
-            bundle = package(
-                destination, draft, checkpoint, force=force, progress=clock.progress
-            )
+            bundle = package(destination, draft, checkpoint, force=force, progress=clock.progress)
     logger.info("built %s, digest %s", bundle.path, plan.digest)
-    return BuildResult(
-        bundle.path, plan.digest, False, tuple(clock.records), rewritten.records
-    )
+    return BuildResult(bundle.path, plan.digest, False, tuple(clock.records), rewritten.records)
+
+
+def _check_whole(destination: Path) -> None:
+    """Refuse to call a damaged bundle up to date; building again is what `force` is for."""
+    try:
+        open_bundle(destination)
+    except CompilerError as error:
+        damages = error.errors if isinstance(error, CompilerErrors) else (error,)
+        hint = "replace the bundle with --force"
+        raise_all([BundleError(d.message, where=d.where, hint=hint, code=d.code) for d in damages])
 
 
 def _lower(

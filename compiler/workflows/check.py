@@ -95,9 +95,11 @@ def check(config: BuildConfig) -> CheckResult:
 def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     checkpoint = locate(config, progress=Progress(), is_hashed=False)
     decided = plan_build(config, checkpoint)
-    rewritten = rewrite(traced(config, checkpoint), decided.passes)
+    rewritten = rewrite(
+        traced(config, checkpoint), decided.passes, is_verified=config.verify != "off"
+    )
     programs = rewritten.programs
-    disk_bytes = sum(weight.nbytes for weight in programs.stored_weights().values())
+    disk_bytes = programs.stored_bytes()
     cache_bytes = max(_cache_bytes(program) for program in programs)
     shape = config.frontend.shape
     destination = config.workspace_path / config.name

@@ -97,7 +97,8 @@ def _refuse_missing(targets: Sequence[Target]) -> None:
     for target in targets:
         probe = target.probe()
         if not probe.can_run:
-            raise MachineLacks(f"target '{target.name}' cannot run here: {'; '.join(probe.missing)}")
+            missing = "; ".join(probe.missing)
+            raise MachineLacks(f"target '{target.name}' cannot run here: {missing}")
 
 
 def _inputs(
@@ -176,6 +177,4 @@ def _answer(
 def _compare_one(
     names: tuple[str, str], answers: _Answers, references: Sequence[Trajectory], *, limits: Limits
 ) -> Comparison:
-    return compare_trajectories(
-        names, references, answers.forced, free=answers.free, limits=limits
-    )
+    return compare_trajectories(names, references, answers.forced, free=answers.free, limits=limits)

@@ -44,9 +44,7 @@ class Plan:
     digest: str
 
 
-def locate(
-    config: BuildConfig, *, progress: Progress, is_hashed: bool = True
-) -> CheckpointRef:
+def locate(config: BuildConfig, *, progress: Progress, is_hashed: bool = True) -> CheckpointRef:
     """The checkpoint, its files and tensors verified; hashing alone reads weights."""
     checkpoint = locate_checkpoint(
         config.checkpoint,
@@ -92,7 +90,7 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
 
 
 def _declared(config: BuildConfig) -> tuple[PlannedPass, ...]:
-    built = build_passes(config)
+    built = build_passes(config.pass_list, folder=config.path.parent)
     return tuple(
         PlannedPass(one, spec.place) for one, spec in zip(built, config.pass_list, strict=True)
     )

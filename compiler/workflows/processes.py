@@ -1,38 +1,71 @@
 """Heavy stages run in processes of their own, so that torch and TVM give their memory back.
 
 A child starts clean (spawn), ignores Ctrl-C (the parent ends it) and hands back a result or the
-CompilerError that it raised.
+CompilerError that it raised. Whatever it and its libraries leave in the temporary folder goes when
+it ends, however it ends.
 """
 
 import multiprocessing
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
+
+import psutil
 
 from compiler.contracts.errors import MachineLacks
 
 Result = TypeVar("Result")
 
 
-def _start_child() -> None:
+def _start_child(scratch: str) -> None:
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_child)
+    with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_child, initargs=(scratch,)
+        )
+        try:
+            yield pool
+        except BaseException:
+            _end(pool)
+            raise
+        pool.shutdown(wait=True)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the workers and what they started (a linker), whatever they are doing."""
+    ended: list[psutil.Process] = []
+    for worker in list((pool._processes or {}).values()):  # Python 3.14 names it
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(worker.pid)
+            process.suspend()  # or it starts another one meanwhile
+            ended += [*process.children(recursive=True), process]
+    for process in ended:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+    psutil.wait_procs(ended)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while children start: they inherit this until they can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield pool
-    except BaseException:
-        for process in (pool._processes or {}).values():  # noqa: SLF001 - Python 3.14 names it
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown(wait=True)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_isolated(work: Callable[..., Result], *arguments: object) -> Result:
@@ -50,7 +83,8 @@ def run_parallel(
         MachineLacks: A child was killed, as the kernel does when memory runs out.
     """
     with _pool(min(workers, len(calls))) as pool:
-        futures: list[Future[Result]] = [pool.submit(work, *call) for call in calls]
+        with _interrupts_held():
+            futures: list[Future[Result]] = [pool.submit(work, *call) for call in calls]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         try:
             for future in done:

@@ -33,7 +33,7 @@ class StageClock:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """Samples the resident bytes of this process and its descendants; the maximum is in the list."""
+    """Samples the resident bytes of this process and its descendants; the list has the maximum."""
     peak = [_resident_bytes()]
     stopped = threading.Event()
 

@@ -9,7 +9,7 @@ from tvm.ir import GlobalVar
 
 from compiler.relax import AttributeValue, FusedConverter
 from targets.llvm.features import CpuFeatures
-from targets.llvm.kernel_calls import add_kernel, static_shape
+from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
 from targets.llvm.kernels.rms_norm import rms_norm
@@ -39,7 +39,7 @@ def _cache_update(
     *,
     features: CpuFeatures,
 ) -> relax.Expr:
-    """CacheUpdate(cache, rows, past, valid): the cache is a function's parameter, written in place."""
+    """CacheUpdate(cache, rows, past, valid): a function's parameter, written in place."""
     cache, rows, past, valid = (_bound(builder, value) for value in inputs)
     context, heads, head_dim = static_shape(cache)
     kernel = cache_update(
@@ -47,12 +47,12 @@ def _cache_update(
         heads,
         head_dim=head_dim,
         context=context,
-        cache_dtype=str(cache.ty.dtype.dtype),
+        cache_dtype=dtype_of(cache),
         features=features,
     )
     name = add_kernel(builder, kernel, "cache_update")
     return relax.call_tir_inplace(
-        name, [cache, rows, past, valid], inplace_indices=0, out_ty=cache.ty
+        name, [cache, rows, past, valid], inplace_indices=0, out_ty=tensor_type(cache)
     )
 
 
@@ -76,7 +76,7 @@ def _attention(
         head_dim=head_dim,
         context=context,
         scale=scale,
-        cache_dtype=str(keys.ty.dtype.dtype),
+        cache_dtype=dtype_of(keys),
         features=features,
     )
     name = add_kernel(builder, kernel, "attention")

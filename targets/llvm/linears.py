@@ -2,12 +2,13 @@
 
     matmul(x, permute_dims(astype(W[out, in]))) (+ bias)  ->  call_tir(linear, [x, W, bias])
 
-The weight stays in its storage dtype; the kernel widens it in registers. A product that is no linear
-(no parameter, or not transposed) is left to TVM.
+The weight stays in its storage dtype; the kernel widens it in registers. A product that is no
+linear (no parameter, or not transposed) is left to TVM.
 """
 
 from collections.abc import Sequence
 from math import prod
+from typing import TypeGuard
 
 import tvm
 from tvm import relax
@@ -15,13 +16,13 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.llvm.features import CpuFeatures
-from targets.llvm.kernel_calls import add_kernel, static_shape
+from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape
 from targets.llvm.kernels.linear import linear
 
 _STORED = ("float32", "bfloat16", "float16")
 
 
-def _is_call(value: relax.Expr | None, name: str) -> bool:
+def _is_call(value: relax.Expr | None, name: str) -> TypeGuard[relax.Call]:
     return isinstance(value, relax.Call) and value.op == Op.get(f"relax.{name}")
 
 
@@ -31,15 +32,15 @@ class _LinearLowering(PyExprMutator):
         super().__init__(module)
         self.features = features
         # result of a linear without bias -> its operands, until its bias is found
-        self.products: dict[relax.Var, tuple[relax.Expr, relax.Expr]] = {}
+        self.products: dict[relax.Expr, tuple[relax.Expr, relax.Expr]] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        if _is_call(call, "matmul"):
-            return self._product(call)
-        if _is_call(call, "add"):
-            return self._sum(call)
-        return call
+        visited = super().visit_call_(call)
+        if _is_call(visited, "matmul"):
+            return self._product(visited)
+        if _is_call(visited, "add"):
+            return self._sum(visited)
+        return visited
 
     def _behind(self, value: relax.Expr) -> relax.Expr | None:
         return self.lookup_binding(value) if isinstance(value, relax.Var) else value
@@ -54,11 +55,11 @@ class _LinearLowering(PyExprMutator):
         if _is_call(widened, "astype"):
             stored = widened.args[0]
         is_parameter = isinstance(stored, relax.Var) and self.lookup_binding(stored) is None
-        return stored if is_parameter and str(stored.ty.dtype.dtype) in _STORED else None
+        return stored if is_parameter and dtype_of(stored) in _STORED else None
 
     def _product(self, call: relax.Call) -> relax.Expr:
         x, weight = call.args[0], self._weight(call.args[1])
-        if weight is None or str(x.ty.dtype.dtype) != "float32":
+        if weight is None or dtype_of(x) != "float32":
             return call
         result = self._emit(x, weight, None)
         self.products[result] = (x, weight)
@@ -80,7 +81,7 @@ class _LinearLowering(PyExprMutator):
             rows,
             outputs,
             inputs=inputs,
-            weight_dtype=str(weight.ty.dtype.dtype),
+            weight_dtype=dtype_of(weight),
             has_bias=bias is not None,
             features=self.features,
         )

@@ -14,7 +14,7 @@ _HINT = "install a C compiler (Debian: apt-get install gcc), or: pip install zig
 
 
 def find_linker() -> tuple[str, ...] | None:
-    """The command of a C compiler driver: $CC, cc, gcc, clang, or ziglang; None where there is none."""
+    """The command of a C compiler driver: $CC, cc, gcc, clang or ziglang; None without any."""
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
         found = shutil.which(name) if name else None
         if found is not None:
@@ -41,9 +41,8 @@ def link_shared(output: str, objects: Sequence[str], options: object = None) -> 
     command = [*linker, "-shared", "-fPIC", "-Wl,--build-id=none", "-o", output, *names]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise MachineLacks(
-            f"the linker {linker[0]} failed: {done.stderr.strip() or done.stdout.strip()}", hint=_HINT
-        )
+        said = done.stderr.strip() or done.stdout.strip()
+        raise MachineLacks(f"the linker {linker[0]} failed: {said}", hint=_HINT)
 
 
 # TVM asks what kind of object files the function takes.

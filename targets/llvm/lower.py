@@ -10,9 +10,7 @@ from targets.llvm.link import link_shared
 ENTRY = "main"
 
 
-def write_library(
-    program: Program, library: Path, *, features: CpuFeatures, threads: int
-) -> None:
+def write_library(program: Program, library: Path, *, features: CpuFeatures, threads: int) -> None:
     """Import, lower and link; equal programs, features and threads give equal bytes.
 
     Raises:

@@ -1,7 +1,8 @@
 """Relax -> executable for a CPU: every phase by name, in order.
 
-TVM's default CPU pipeline neither fuses nor schedules; this is its replacement, as one list. What the
-kernels of this target do not cover is legalized, fused by TVM, and scheduled by `schedule_rest`.
+TVM's default CPU pipeline neither fuses nor schedules; this is its replacement, as one list. What
+the kernels of this target do not cover is legalized, fused by TVM, and scheduled by
+`schedule_rest`.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from compiler.contracts.program import Phase
 from compiler.contracts.target_base import WindowedRunner
 from compiler.relax.lean import import_tvm_ffi
 from targets.llvm.features import CpuFeatures, detect, missing
+
+if TYPE_CHECKING:
+    import tvm_ffi
 
 # Kernels load whole vectors from the start of a tensor.
 _ALIGNMENT = 64
@@ -62,7 +66,7 @@ class LLVMRunner(WindowedRunner):
         outputs = self._functions[phase](*arguments, *self._params[phase])
         return np.from_dlpack(outputs[0]).reshape(-1)[-self.vocabulary :].copy()
 
-    def _load(self, bundle: Bundle, entry: ModuleEntry) -> object:
+    def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Function":
         library = bundle.path / entry.folder / str(entry.target["library"])
         executable = self._ffi.load_module(str(library))["vm_load_executable"]()
         executable["vm_initialization"](_CPU_DEVICE, 0, _POOLED_ALLOCATOR)
@@ -98,7 +102,9 @@ def map_parameters(file: Path) -> Mapping[str, tuple[np.ndarray, str | None]]:
             continue
         begin, end = entry["data_offsets"]
         if (start + begin) % _ALIGNMENT:
-            raise BundleError(f"tensor '{name}' does not start at {_ALIGNMENT} bytes", where=str(file))
+            raise BundleError(
+                f"tensor '{name}' does not start at {_ALIGNMENT} bytes", where=str(file)
+            )
         array = data[start + begin : start + end].view(_MAPPED[entry["dtype"]])
         dtype = "bfloat16" if entry["dtype"] == "BF16" else None
         found[name] = (array.reshape(entry["shape"]), dtype)

@@ -1,4 +1,4 @@
-"""`tvm_llvm`: any CPU, through TVM and LLVM. The reference that every other target is held against."""
+"""`tvm_llvm`: any CPU, through TVM and LLVM; the reference target among those that use TVM."""
 
 import importlib.util
 import os
@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import CompilerError, ConfigError, TargetError
+from compiler.contracts.pass_base import Skip
 from compiler.contracts.program import Program
 from compiler.contracts.target_base import (
     Lowered,
@@ -17,7 +18,6 @@ from compiler.contracts.target_base import (
     Target,
     TargetOptions,
 )
-from compiler.contracts.pass_base import Skip
 from compiler.contracts.weights import CheckpointRef
 from targets.llvm.features import CpuFeatures, detect, from_names
 from targets.llvm.link import find_linker
@@ -82,13 +82,12 @@ class LLVMTarget(Target):
         return found
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
-        """What kernels take whole as one node each, weights as they are stored, the rest folded."""
+        """What kernels take whole as one node each, and weights as they are stored."""
         return (
             PassChoice("fuse-attention"),
             PassChoice("fuse-rms-norm"),
             PassChoice("fuse-silu-mul"),
             PassChoice("store-weights", {"dtype": _STORAGE[options.dtype]}),
-            PassChoice("fold-constants"),
         )
 
     def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""`torch`: transformers itself, on the checkpoint, in float32. What everything else is held against."""
+"""`torch`: transformers itself, on the checkpoint, in float32: what all else is held against."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ class TorchTarget(Target):
     opens: ClassVar = "checkpoint"
 
     def probe(self) -> Probe:
-        """torch and transformers."""
+        """What it needs: torch and transformers."""
         missing = tuple(
             f"{name} is not installed: pip install {name}"
             for name in ("torch", "transformers")
@@ -82,14 +82,12 @@ class TorchRunner(Runner):
         self.check_tokens(tokens)
         with self._torch.no_grad():
             ids = self._torch.tensor([list(tokens)], dtype=self._torch.int64)
-            output = self._model(
-                ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
+            output = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self.length += len(tokens)
         return output.logits[0, -1].numpy().copy()
 
     def rewind(self, length: int) -> None:
-        """Cut the cache; transformers' `crop` takes the negative of how many positions to remove."""
+        """Cut the cache; transformers' `crop` takes minus the number of positions to remove."""
         removed = self.length - length
         super().rewind(length)
         if removed:

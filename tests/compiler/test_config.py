@@ -166,6 +166,9 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
         ("model.yaml:23:10", "backend.dtype: int8 is not supported yet"),
         ("model.yaml:24:18", "backend.compute_dtype: fp16 is not supported yet"),
         ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
+        ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),
+        ("model.yaml:42:16", "workspace.env_recheck: false is not supported yet"),
+        ("model.yaml:43:10", "workspace.pyenv: base is not supported yet"),
     ]
 
 

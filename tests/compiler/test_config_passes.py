@@ -84,7 +84,10 @@ def test_passes_with_options(load):
         PassSpec("sample", {"size": 3, "layers": (1, 2)}, "model.yaml:9:5"),
         PassSpec("sample", {"size": 4}, "model.yaml:10:5"),
     )
-    assert build_passes(config) == (Sample(3, 0.5, (1, 2)), Sample(4))
+    assert build_passes(config.pass_list, folder=config.path.parent) == (
+        Sample(3, 0.5, (1, 2)),
+        Sample(4),
+    )
     assert config.resolved()["passes"] == [
         {"name": "sample", "options": {"size": 3, "layers": [1, 2]}},
         {"name": "sample", "options": {"size": 4}},
@@ -94,7 +97,7 @@ def test_passes_with_options(load):
 def test_an_empty_list_of_passes_is_no_passes(load):
     config = load(MINIMAL + "passes: []\n")
     assert config.passes == ()
-    assert build_passes(config) == ()
+    assert build_passes(config.pass_list, folder=config.path.parent) == ()
 
 
 def test_a_pass_of_a_file_is_part_of_the_digest(load, tmp_path):
@@ -107,7 +110,9 @@ def test_a_pass_of_a_file_is_part_of_the_digest(load, tmp_path):
         "./p.py:P",
         hashlib.sha256(source.encode()).hexdigest(),
     )
-    assert [type(built).__name__ for built in build_passes(config)] == ["P"]
+    assert [
+        type(built).__name__ for built in build_passes(config.pass_list, folder=config.path.parent)
+    ] == ["P"]
     (tmp_path / "p.py").write_text(source + "# changed\n")
     assert load(MINIMAL + "passes: [./p.py:P]\n").digest() != config.digest()
 

@@ -10,6 +10,7 @@ import torch
 from checkpoint_factory import change_config, change_tensors, write_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from compiler.contracts.model_base import ModelFamily
 from models.decoder import rotate
@@ -77,6 +78,16 @@ def _ours(folder: Path, config: Mapping[str, object]) -> torch.nn.Module:
     return module
 
 
+def _cached(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        found.append((layer.keys, layer.values))
+    return found
+
+
 @pytest.mark.parametrize("name", GRID)
 def test_equals_transformers(tmp_path: Path, name: str):
     config = _write(tmp_path, name)
@@ -92,7 +103,7 @@ def test_equals_transformers(tmp_path: Path, name: str):
     with torch.no_grad():
         cache = DynamicCache(config=theirs.config)
         theirs(ids[:, :cut], past_key_values=cache, use_cache=True)
-        past = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+        past = [(keys.clone(), values.clone()) for keys, values in _cached(cache)]
         wanted = theirs(
             ids[:, cut:],
             attention_mask=mask,
@@ -102,11 +113,15 @@ def test_equals_transformers(tmp_path: Path, name: str):
         ).logits
         logits, present = ours(ids[:, cut:], mask, positions[:, cut:], past)
     assert logits.shape == (1, total - cut, VOCABULARY)
-    torch.testing.assert_close(logits[:, : valid - cut], wanted[:, : valid - cut], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits[:, : valid - cut], wanted[:, : valid - cut], rtol=0, atol=1e-5
+    )
     assert len(present) == len(cache.layers) == config["num_hidden_layers"]
-    for (keys, values), layer in zip(present, cache.layers, strict=True):
-        torch.testing.assert_close(keys[:, :, :valid], layer.keys[:, :, :valid], rtol=0, atol=1e-5)
-        torch.testing.assert_close(values[:, :, :valid], layer.values[:, :, :valid], rtol=0, atol=1e-5)
+    for ours_and_theirs in zip(present, _cached(cache), strict=True):
+        for found, expected in zip(*ours_and_theirs, strict=True):
+            torch.testing.assert_close(
+                found[:, :, :valid], expected[:, :, :valid], rtol=0, atol=1e-5
+            )
 
 
 def test_a_fully_masked_row_is_finite(tmp_path: Path):
@@ -114,7 +129,9 @@ def test_a_fully_masked_row_is_finite(tmp_path: Path):
     ours = _ours(tmp_path, config)
     empty = [(torch.zeros(1, 4, 0, 16), torch.zeros(1, 4, 0, 16))] * 2
     with torch.no_grad():
-        logits, _ = ours(torch.tensor([[1, 2]]), torch.zeros(1, 2).long(), torch.arange(2)[None], empty)
+        logits, _ = ours(
+            torch.tensor([[1, 2]]), torch.zeros(1, 2).long(), torch.arange(2)[None], empty
+        )
     assert torch.isfinite(logits).all()
 
 

@@ -8,6 +8,7 @@ from program_runs import run_program, traced_inputs, valid_part
 from traced_models import VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.errors import CheckpointError
+from compiler.contracts.program import Phase
 from models.llama import Llama
 from models.qwen2 import Qwen2
 
@@ -80,8 +81,18 @@ def test_an_odd_head():
 @pytest.mark.parametrize(
     ("keys", "what", "key", "supported"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'", "rope_scaling", "'default'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope type 'llama3'", "rope_scaling", "'default'"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "rope type 'yarn'",
+            "rope_scaling",
+            "'default'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "rope type 'llama3'",
+            "rope_scaling",
+            "'default'",
+        ),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "a partial rotary embedding",
@@ -173,7 +184,7 @@ def test_layers_are_of_one_kind():
     ],
 )
 def test_inverse_frequencies(keys: Mapping[str, object], theta: float):
-    (name, found), = Qwen2().buffers({**CONFIG, **keys}).items()
+    ((name, found),) = Qwen2().buffers({**CONFIG, **keys}).items()
     assert name == "model.rotary_emb.inv_freq"
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, theta ** -(np.arange(0, 16, 2) / 16), rtol=3e-7)
@@ -210,9 +221,12 @@ class Reference:
 def test_the_traced_graphs_equal_transformers(traced_models: TracedModels, name: str):
     programs, checkpoint = traced_models.programs(name), traced_models.checkpoint(name)
     reference = Reference(traced_models, name)
-    assert type(reference.model).__name__ == {"llama": "LlamaForCausalLM"}.get(name, "Qwen2ForCausalLM")
-    cases = [("prefill", 0, WINDOW), ("prefill", 0, 5), ("prefill", 9, 11), ("prefill", 20, 1)]
-    cases += [("decode", 0, 1), ("decode", 23, 1)]
+    architecture = "LlamaForCausalLM" if name == "llama" else "Qwen2ForCausalLM"
+    assert type(reference.model).__name__ == architecture
+    cases: list[tuple[Phase, int, int]] = [
+        *(("prefill", 0, WINDOW), ("prefill", 0, 5), ("prefill", 9, 11), ("prefill", 20, 1)),
+        *(("decode", 0, 1), ("decode", 23, 1)),
+    ]
     for phase, past, valid in cases:
         program = programs.programs[phase]
         inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
@@ -223,9 +237,13 @@ def test_the_traced_graphs_equal_transformers(traced_models: TracedModels, name:
             inputs[f"past_key_values.{key}"] = np.ascontiguousarray(cache[key][:, :, :past])
         found = valid_part(run_program(program, inputs, checkpoint), past=past, valid=valid)
         where = f"{phase}, {past} past, {valid} valid"
-        np.testing.assert_allclose(found["logits"], wanted[:, past:], rtol=0, atol=1e-4, err_msg=where)
+        np.testing.assert_allclose(
+            found["logits"], wanted[:, past:], rtol=0, atol=1e-4, err_msg=where
+        )
         for key, value in cache.items():
-            np.testing.assert_allclose(found[f"present.{key}"], value, rtol=0, atol=1e-4, err_msg=where)
+            np.testing.assert_allclose(
+                found[f"present.{key}"], value, rtol=0, atol=1e-4, err_msg=where
+            )
 
 
 def test_biases_and_norms_matter(traced_models: TracedModels):

@@ -3,7 +3,7 @@
 `inputs` and `outputs` take any sequence and keep a list that updates the other side's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,8 @@ class Tensor:
     name: str
     # An int is an ONNX enumeration value: what numpy has no dtype for.
     dtype: np.dtype[Any] | int | None
-    shape: Sequence[int | str] | None
+    # Lengths, and names of symbolic axes, as the graph at hand has them; None where it has none.
+    shape: Any
     @property
     def inputs(self) -> list[Node]: ...
     @inputs.setter
@@ -85,6 +86,7 @@ class Node:
     def outputs(self, value: Sequence[Tensor]) -> None: ...
     def i(self, tensor_idx: int = 0, producer_idx: int = 0) -> Node: ...
     def o(self, consumer_idx: int = 0, tensor_idx: int = 0) -> Node: ...
+    def subgraphs(self, recursive: bool = False) -> Iterator[Graph]: ...
     def copy(
         self,
         inputs: Sequence[Tensor] | None = None,

@@ -51,7 +51,10 @@ def test_an_added_parameter_has_its_dtype(program: Program, dtype: str):
     assert program.weights["extra.weight"] is weight
     proto = {value.name: value for value in program.model().graph.input}["extra.weight"]
     kind = onnx.TensorProto.DataType.Name(proto.type.tensor_type.elem_type)
-    assert kind == {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "int8": "INT8"}[dtype]
+    assert (
+        kind
+        == {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "int8": "INT8"}[dtype]
+    )
     assert [axis.dim_value for axis in proto.type.tensor_type.shape.dim] == [3, 5]
 
 

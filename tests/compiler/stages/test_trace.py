@@ -28,7 +28,9 @@ def unreadable(checkpoint: CheckpointRef, *, layers: int = 2) -> CheckpointRef:
     """The same tensors, for any number of layers, in a file that does not exist."""
     config = {**checkpoint.config, "num_hidden_layers": layers}
     tensors = {
-        name: StoredTensor(Path("/nowhere/model.safetensors"), offset=0, shape=shape, dtype="bfloat16")
+        name: StoredTensor(
+            Path("/nowhere/model.safetensors"), offset=0, shape=shape, dtype="bfloat16"
+        )
         for name, shape in Qwen2().tensors(config).items()
     }
     return replace(checkpoint, config=config, tensors=tensors)
@@ -125,7 +127,10 @@ def test_every_node_is_named_by_its_module(traced_models: TracedModels):
     names = [node.name for node in program.graph.nodes]
     assert len(set(names)) == len(names)
     for part in ("q_proj", "k_proj", "v_proj"):
-        assert {f"model.layers.1.self_attn.{part}/MatMul", f"model.layers.1.self_attn.{part}/Add"} <= set(names)
+        assert {
+            f"model.layers.1.self_attn.{part}/MatMul",
+            f"model.layers.1.self_attn.{part}/Add",
+        } <= set(names)
     assert "lm_head/MatMul" in names
     assert "model.embed_tokens/Gather" in names
     modules = re.compile(
@@ -143,9 +148,7 @@ def test_signature_of_hugging_face(traced_models: TracedModels):
     programs = traced_models.programs("own-head-dim")
     for phase, tokens in TOKENS.items():
         program = programs.programs[phase]
-        cache = [
-            f"{index}.{kind}" for index in range(2) for kind in ("key", "value")
-        ]
+        cache = [f"{index}.{kind}" for index in range(2) for kind in ("key", "value")]
         assert program.inputs() == (
             TensorSpec("input_ids", "int64", (1, tokens)),
             TensorSpec("attention_mask", "int64", (1, f"past + {tokens}")),
@@ -154,10 +157,7 @@ def test_signature_of_hugging_face(traced_models: TracedModels):
         )
         assert program.outputs() == (
             TensorSpec("logits", "float32", (1, tokens, VOCABULARY)),
-            *(
-                TensorSpec(f"present.{n}", "float32", (1, 3, f"past + {tokens}", 16))
-                for n in cache
-            ),
+            *(TensorSpec(f"present.{n}", "float32", (1, 3, f"past + {tokens}", 16)) for n in cache),
         )
         assert (program.phase, program.tokens, program.context) == (phase, tokens, CONTEXT)
 
@@ -254,9 +254,7 @@ def test_two_processes_trace_the_same_bytes(tmp_path: Path):
     for process in started:
         _, complaint = process.communicate()
         assert process.returncode == 0, complaint
-    one, other = (
-        (tmp_path / f"process-{seed}" / "prefill").read_bytes() for seed in ("1", "2")
-    )
+    one, other = ((tmp_path / f"process-{seed}" / "prefill").read_bytes() for seed in ("1", "2"))
     assert one == other
     for absolute in (str(root), str(tmp_path), sys.prefix, sys.base_prefix):
         assert absolute.encode() not in one

@@ -57,8 +57,9 @@ def test_in_place_through_relax(rng):
 
 def _module(update, *, shape, tokens):
     """main(cache, rows, past_length, valid_length): the kernel, in place on main's parameter."""
+    cache = relax.TensorType(shape, "float32")
     parameters = [
-        relax.Var("cache", relax.TensorType(shape, "float32")),
+        relax.Var("cache", cache),
         relax.Var("rows", relax.TensorType((tokens, *shape[1:]), "float32")),
         relax.Var("past_length", relax.TensorType((1,), "int64")),
         relax.Var("valid_length", relax.TensorType((1,), "int64")),
@@ -66,6 +67,6 @@ def _module(update, *, shape, tokens):
     builder = relax.BlockBuilder()
     with builder.function("main", parameters):
         kernel = builder.add_func(update, "cache_update")
-        call = relax.op.call_tir_inplace(kernel, parameters, 0, parameters[0].ty)
+        call = relax.op.call_tir_inplace(kernel, parameters, 0, cache)
         builder.emit_func_output(builder.emit(call))
     return builder.get()

@@ -1,3 +1,7 @@
+# TVMScript's annotations are calls, and its names are made when it is imported.
+# pyright: reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+# pyright: reportMissingModuleSource=false
+
 import numpy as np
 import pytest
 import tvm
@@ -87,7 +91,7 @@ def test_ragged_shapes_stay_right(features, rng, lower):
 
 def test_every_function_is_vectorized_and_large_ones_parallel(lower):
     scheduled = schedule_rest(lower(_Model), features=from_names(["avx2"]), threads=2)
-    functions = [f for f in scheduled.functions.values() if isinstance(f, tvm.tirx.PrimFunc)]
+    functions = [f for _, f in scheduled.functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
     assert all(f.attrs["tirx.is_scheduled"] for f in functions)
     scripts = {f.script() for f in functions}
     wide = [s for s in scripts if "512" in s]

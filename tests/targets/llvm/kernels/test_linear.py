@@ -82,5 +82,7 @@ def test_lm_head_has_no_code_per_output():
 def test_is_marked_as_scheduled():
     func = linear(1, 8, inputs=8, weight_dtype="float32", has_bias=True, features=from_names([]))
     assert func.attrs["tirx.is_scheduled"]
-    assert [p.name for p in func.params] == ["x", "weight", "bias", "y"]
+    # TVM fills `params` from C++.
+    parameters = func.params  # pyright: ignore[reportAttributeAccessIssue]
+    assert [p.name for p in parameters] == ["x", "weight", "bias", "y"]
     assert isinstance(func, tvm.tirx.PrimFunc)

@@ -1,0 +1,181 @@
+"""Tiny models with a tokenizer and a chat template, and their bundles, each built once a session.
+
+A build starts processes that import torch and TVM anew; here it runs in the test's own process,
+where they are loaded already. What processes are for has tests of its own.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from checkpoint_factory import change_config, write_checkpoint
+
+from compiler.config import BuildConfig, load_config
+from compiler.workflows import build as build_workflow
+from compiler.workflows import plan as plan_workflow
+from compiler.workflows.build import BuildResult, build
+
+Result = TypeVar("Result")
+
+# One word a token: `t5` is the id 5.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} end "
+    "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+ROLE_WORDS = ("system", "user", "assistant", "end")
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint of random weights and how it is built; equal ones are built once.
+
+    Attributes:
+        stored: dtype of the checkpoint.
+        dtype: `backend.dtype`.
+        context: None builds prefill alone.
+        features: `backend.compile.features`; None leaves them to the machine.
+    """
+
+    name: str = "tiny"
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int | None = None
+    intermediate: int = 96
+    vocabulary: int = 128
+    tied: bool = False
+    stored: str = "float32"
+    dtype: str = "fp32"
+    window: int = 32
+    context: int | None = 48
+    features: tuple[str, ...] | None = None
+
+
+TINY = TinyModel()
+
+
+def write_tiny(folder: Path, model: TinyModel) -> Path:
+    """The checkpoint's folder, with a tokenizer of one word a token."""
+    write_checkpoint(
+        folder,
+        hidden=model.hidden,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        intermediate=model.intermediate,
+        vocabulary=model.vocabulary,
+        tied=model.tied,
+        dtype=model.stored,
+    )
+    # No end of text: generations are as long as a test asks for.
+    change_config(folder, eos_token_id=None)
+    (folder / "generation_config.json").write_text("{}\n", encoding="utf-8")
+    write_word_tokenizer(folder, model.vocabulary)
+    return folder
+
+
+def write_word_tokenizer(folder: Path, vocabulary: int) -> None:
+    """tokenizer.json and a chat template: words `t0`, `t1`, ... and, as the last ids, the roles."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    words = [f"t{index}" for index in range(vocabulary - len(ROLE_WORDS))]
+    ids = {word: index for index, word in enumerate([*words, *ROLE_WORDS])}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="t0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
+    """A YAML whose workspace is the folder `workspace` beside it."""
+    compiled = {} if model.features is None else {"features": list(model.features)}
+    tree = {
+        "name": model.name,
+        "frontend": {
+            "type": "huggingface",
+            "checkpoint": str(checkpoint),
+            "shape": {
+                "input_ids": [[model.window], [] if model.context is None else [model.context]]
+            },
+        },
+        "backend": {"type": "tvm_llvm", "dtype": model.dtype, "compile": compiled},
+        "workspace": {"path": str(path.parent / "workspace")},
+    }
+    path.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Builds inside start no process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_workflow, "run_isolated", _run_isolated)
+        patch.setattr(build_workflow, "run_parallel", _run_parallel)
+        yield
+
+
+def _run_isolated(work: Callable[..., Result], *arguments: object) -> Result:
+    return work(*arguments)
+
+
+def _run_parallel(
+    work: Callable[..., Result], calls: Sequence[tuple[object, ...]], *, workers: int
+) -> list[Result]:
+    assert workers >= 1
+    return [work(*call) for call in calls]
+
+
+class BuiltBundles:
+    """Checkpoints, configurations and bundles by model. Never change what it returns: copy it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._yamls: dict[TinyModel, Path] = {}
+        self._results: dict[TinyModel, BuildResult] = {}
+
+    def yaml(self, model: TinyModel = TINY) -> Path:
+        """The YAML, its checkpoint written."""
+        if model not in self._yamls:
+            folder = self._folder / f"{len(self._yamls)}-{model.name}"
+            folder.mkdir()
+            checkpoint = write_tiny(folder / "checkpoint", model)
+            self._yamls[model] = write_yaml(folder / "model.yaml", model, checkpoint)
+        return self._yamls[model]
+
+    def checkpoint(self, model: TinyModel = TINY) -> Path:
+        """The Hugging Face folder."""
+        return self.yaml(model).parent / "checkpoint"
+
+    def config(self, model: TinyModel = TINY) -> BuildConfig:
+        """The checked configuration."""
+        return load_config(self.yaml(model))
+
+    def result(self, model: TinyModel = TINY) -> BuildResult:
+        """What the build said."""
+        if model not in self._results:
+            with in_this_process():
+                self._results[model] = build(self.config(model))
+        return self._results[model]
+
+    def bundle(self, model: TinyModel = TINY) -> Path:
+        """The built bundle's folder."""
+        return self.result(model).bundle
+
+    def copy(self, folder: Path, model: TinyModel = TINY) -> Path:
+        """A copy of a bundle that a test may damage."""
+        return Path(shutil.copytree(self.bundle(model), folder))
+
+    def variant(self, folder: Path, **changed: object) -> Path:
+        """The YAML of TINY with other fields, on TINY's checkpoint, in a folder of its own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = replace(TINY, **changed)  # type: ignore[arg-type]
+        return write_yaml(folder / "model.yaml", model, self.checkpoint())

@@ -1,0 +1,18 @@
+"""Fixtures that build or load something large, once a session."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from compiler_process import ROOT, run_json
+from trained_model import MODEL
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SmolLM2-135M in fp32, built by the command line as a user builds it."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = run_json("build", MODEL, "--set", f"workspace.path={folder / 'build'}", cwd=ROOT)
+    yield Path(str(result["bundle"]))
+    shutil.rmtree(folder)  # half a gigabyte, which pytest would keep

@@ -1,0 +1,281 @@
+"""A causal mask with right padding becomes one operator of two lengths; nothing else does."""
+
+import numpy as np
+import onnx
+import pytest
+from attention_graph import LENGTHS, TEXT, random_inputs
+from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
+from program_text import Golden, changed, program_from_text, text_of
+from traced_models import VOCABULARY, WINDOW, TracedModels
+
+from compiler.contracts.errors import PassError
+from compiler.contracts.pass_base import Contract
+from compiler.contracts.program import Phase, TensorSpec
+from passes.fold_mask import CAUSAL_MASK, FoldMask
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def test_golden(golden: Golden):
+    program = program_from_text(TEXT)
+    report = run_pass(FoldMask(), program)
+    golden("fold-mask.after.txt", text_of(program))
+    assert report.rewrites == ("mask",)
+    assert report.skips == ()
+    assert program.functions == {"CausalMask": CAUSAL_MASK}
+
+
+def test_a_second_run_rewrites_nothing():
+    program = program_from_text(TEXT)
+    run_pass(FoldMask(), program)
+    once = text_of(program)
+    assert reasons(run_pass(FoldMask(), program)) == {
+        "graph": "there is no attention_mask and position_ids input"
+    }
+    assert text_of(program) == once
+
+
+@pytest.mark.parametrize(("past", "valid"), LENGTHS)
+def test_the_small_graph_gives_the_same_bits(past: int, valid: int):
+    program = program_from_text(TEXT)
+    inputs = random_inputs(program, past=past, valid=valid)
+    wanted = run_program(program, inputs)
+    run_pass(FoldMask(), program)
+    adapted = FoldMask().adapt_inputs(inputs, program)
+    assert adapted["past_length"].tolist() == [past]
+    assert adapted["valid_length"].tolist() == [valid]
+    found = FoldMask().adapt_outputs(run_program(program, adapted), inputs)
+    for name, value in wanted.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("phase", "past", "valid"),
+    [("prefill", 0, WINDOW), ("prefill", 0, 3), ("prefill", 20, 7), ("decode", 0, 1), ("decode", 39, 1)],
+)
+def test_traced_models_give_the_same_bits(
+    traced_models: TracedModels, phase: Phase, past: int, valid: int
+):
+    program, checkpoint = traced_models.programs("gqa").programs[phase], traced_models.checkpoint("gqa")
+    inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
+    wanted = run_program(program, inputs, checkpoint)
+    assert len(run_pass(FoldMask(), program).rewrites) == 1
+    found = run_program(program, FoldMask().adapt_inputs(inputs, program), checkpoint)
+    for name, value in wanted.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def test_signature_after(traced_models: TracedModels):
+    program = traced_models.programs("gqa").programs["decode"]
+    run_pass(FoldMask(), program)
+    names = [spec.name for spec in program.inputs()]
+    assert program.inputs()[:3] == (
+        TensorSpec("input_ids", "int64", (1, 1)),
+        TensorSpec("past_length", "int64", (1,)),
+        TensorSpec("valid_length", "int64", (1,)),
+    )
+    assert names[3:] == [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+
+
+def test_a_window_over_the_limit_of_constants():
+    text = changed(TEXT, {"[1, 4": "[1, 160", "past + 4": "past + 160", "tokens = {4}": "tokens = {160}"})
+    text = changed(text, {"{1, 4, ": "{1, 160, ", "2, 4, 3}": "2, 160, 3}"})
+    program = program_from_text(text, tokens=160, context=200)
+    inputs = random_inputs(program, past=11, valid=150)
+    wanted = run_program(program, inputs)
+    run_pass(FoldMask(), program)
+    found = run_program(program, FoldMask().adapt_inputs(inputs, program))
+    for name, value in wanted.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def test_masks_of_more_axes_and_several_of_them():
+    text = changed(
+        TEXT,
+        {
+            '["attn/Add_1"] masked = Add (scores, mask)': (
+                '["mask/Unsqueeze_1"] mask_4d = Unsqueeze (mask, both)\n'
+                '["attn/Add_1"] once = Add (mask_4d, scores)\n'
+                '["mask/Mul"] half = Mul (mask, scale)\n'
+                '["attn/Add_2"] masked = Add (once, half)'
+            ),
+            "int64 zero = {0}": "int64 zero = {0}, int64[2] both = {0, 1}",
+        },
+    )
+    program = program_from_text(text)
+    inputs = random_inputs(program, past=2, valid=3)
+    wanted = run_program(program, inputs)
+    assert run_pass(FoldMask(), program).rewrites == ("mask_4d", "half")
+    masks = [node for node in program.graph.nodes if node.op == "CausalMask"]
+    assert [node.attrs["blocked"] for node in masks] == [LOWEST, LOWEST / 2]
+    found = run_program(program, FoldMask().adapt_inputs(inputs, program))
+    for name, value in wanted.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def test_the_function_is_causal_with_right_padding():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "graphlower" : 1]>\n'
+        "main (int64[6] columns, int64[1] past_length, int64[1] valid_length) => (float[3, 6] mask)\n"
+        "{ mask = graphlower.CausalMask <tokens: int = 3, blocked: float = -9.0> "
+        "(columns, past_length, valid_length) }"
+    )
+    model.functions.append(CAUSAL_MASK)
+    lengths = {"past_length": np.array([2]), "valid_length": np.array([2])}
+    found = run_model(model, {"columns": np.arange(6), **lengths})["mask"]
+    assert (found == 0).astype(int).tolist() == [
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+    ]
+    assert set(found[found != 0].tolist()) == {-9.0}
+
+
+# -- what is declined
+
+AND = '["mask/And"] allowed = And (causal, real)'
+
+
+def _windowed(size: int) -> dict[str, str]:
+    """Only the last `size` positions are seen."""
+    return {
+        AND: (
+            '["mask/Sub"] distance = Sub (rows, columns)\n'
+            '["mask/Less"] near = Less (distance, window)\n'
+            '["mask/And_1"] band = And (causal, near)\n'
+            '["mask/And"] allowed = And (band, real)'
+        ),
+        "int64 zero = {0}": f"int64 zero = {{0}}, int64 window = {{{size}}}",
+    }
+
+
+DECLINED = {
+    "one entry too few": (
+        {"LessOrEqual (columns, rows)": "Less (columns, rows)"},
+        "with 0 past and 1 valid tokens, row 0 column 0 is -3.40282e+38 where a causal mask is open",
+    ),
+    "one entry too many": (
+        {
+            '["mask/LessOrEqual"] causal = LessOrEqual (columns, rows)': (
+                '["mask/Add_1"] later = Add (rows, one)\n'
+                '["mask/LessOrEqual"] causal = LessOrEqual (columns, later)'
+            )
+        },
+        "with 0 past and 2 valid tokens, row 0 column 1 is 0 where a causal mask is blocked",
+    ),
+    "no causality": (
+        {AND: '["mask/And"] allowed = And (real, real)'},
+        "its shape is (1, 4) for 0 past tokens, expected (4, 4)",
+    ),
+    "padding is seen": (
+        {AND: '["mask/Or"] allowed = Or (causal, real)'},
+        "with 0 past and 1 valid tokens, row 1 column 1 is 0 where a causal mask is blocked",
+    ),
+    "a sliding window": (
+        _windowed(3),
+        "with 0 past and 1 valid tokens, row 3 column 0 is -3.40282e+38 where a causal mask is open",
+    ),
+    "a sliding window as long as the context, less one": (
+        _windowed(9),
+        "with 6 past and 1 valid tokens, row 3 column 0 is -3.40282e+38 where a causal mask is open",
+    ),
+    "infinite": (
+        {"Where (allowed, open, blocked)": "Where (allowed, open, closed)",
+         '["mask/Where"]': '["mask/Log"] closed = Log (open)\n["mask/Where"]'},
+        "blocked entries go from -inf to -inf, expected one finite value",
+    ),
+    "several values": (
+        {
+            '["attn/Add_1"] masked = Add (scores, mask)': (
+                '["mask/Cast_1"] number = Cast <to: int = 1> (rows)\n'
+                '["mask/Sub"] graded = Sub (number, large)\n'
+                '["mask/Where_1"] uneven = Where (allowed, open, graded)\n'
+                '["attn/Add_1"] masked = Add (scores, uneven)'
+            ),
+            "int64 zero = {0}": "int64 zero = {0}, float large = {1000}",
+        },
+        "blocked entries go from -1000 to -991, expected one finite value",
+    ),
+    "it reads the tokens": (
+        {
+            AND: (
+                '["mask/ReduceMax"] most = ReduceMax <keepdims: int = 0> (input_ids)\n'
+                '["mask/LessOrEqual_1"] few = LessOrEqual (columns, most)\n'
+                '["mask/And_1"] band = And (causal, few)\n'
+                '["mask/And"] allowed = And (band, real)'
+            )
+        },
+        "it depends on input_ids",
+    ),
+    "it reads a weight": (
+        {
+            AND: (
+                '["mask/ReduceMax"] most = ReduceMax <keepdims: int = 0> ("embed.weight")\n'
+                '["mask/Cast_1"] few = Cast <to: int = 9> (most)\n'
+                '["mask/And_1"] band = And (causal, few)\n'
+                '["mask/And"] allowed = And (band, real)'
+            )
+        },
+        "it depends on embed.weight",
+    ),
+    "one for each head": (
+        {'["attn/Add_1"] masked = Add (scores, mask)': (
+            '["mask/Expand"] each = Expand (mask, expanded)\n'
+            '["attn/Add_1"] masked = Add (scores, each)'
+        ),
+         "int64 zero = {0}": "int64 zero = {0}, int64[3] expanded = {2, 1, 1}"},
+        "its shape is (2, 4, 4) for 0 past tokens, expected (4, 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECLINED)
+def test_another_mask_is_declined_with_the_entry_that_differs(case: str):
+    replaced, reason = DECLINED[case]
+    program = program_from_text(changed(TEXT, replaced))
+    before = text_of(program)
+    declined = reasons(run_pass(FoldMask(), program))
+    assert list(declined.values()) == [reason]
+    assert text_of(program) == before
+
+
+def test_a_window_that_the_context_never_reaches_is_causal():
+    program = program_from_text(changed(TEXT, _windowed(10)))
+    assert run_pass(FoldMask(), program).rewrites == ("mask",)
+
+
+def test_a_graph_without_a_mask():
+    program = program_from_text("main (float[1] x) => (float[1] y) { [n] y = Neg (x) }")
+    assert reasons(run_pass(FoldMask(), program)) == {
+        "graph": "there is no attention_mask and position_ids input"
+    }
+    unused = changed(TEXT, {"Add (scores, mask)": "Add (scores, scale)"})
+    assert reasons(run_pass(FoldMask(), program_from_text(unused))) == {
+        "attention_mask": "no scores are added to a mask made of it"
+    }
+
+
+# -- the domain
+
+
+@pytest.mark.parametrize(
+    ("mask", "positions", "message"),
+    [
+        ([0, 1, 1, 1, 1, 1], [2, 3, 4, 5], "the attention mask is not a prefix of ones"),
+        ([1, 1, 1, 0, 1, 1], [2, 3, 4, 5], "the attention mask is not a prefix of ones"),
+        ([1, 1, 0, 0, 0, 0], [2, 3, 4, 5], "the attention mask is not a prefix of ones"),
+        ([1, 1, 1, 1, 1, 0], [0, 1, 2, 3], "positions are not 2 .. 5"),
+    ],
+)
+def test_inputs_outside_the_domain_are_refused(mask: list[int], positions: list[int], message: str):
+    program = program_from_text(TEXT)
+    inputs = {"attention_mask": np.array([mask]), "position_ids": np.array([positions])}
+    with pytest.raises(PassError) as caught:
+        FoldMask().adapt_inputs(inputs, program)
+    assert caught.value.message == message
+
+
+def test_options():
+    assert FoldMask().promise() == Contract.exact()
+    assert FoldMask.changes_signature
+    assert (FoldMask.name, FoldMask.after, FoldMask().required()) == ("fold-mask", ("fold-constants",), ())

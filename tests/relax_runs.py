@@ -1,0 +1,38 @@
+"""Relax modules compiled and run on numpy arrays."""
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import tvm
+from tvm import relax
+
+from compiler.contracts.pass_base import Arrays
+from compiler.contracts.program import Program
+from compiler.contracts.weights import CheckpointRef, value
+
+
+def arguments(program: Program, inputs: Arrays, checkpoint: CheckpointRef) -> list[np.ndarray]:
+    """Activations and parameters in the order of the skeleton's inputs."""
+    return [
+        value(program.weights[tensor.name], checkpoint.rows)
+        if tensor.name in program.weights
+        else inputs[tensor.name]
+        for tensor in program.graph.inputs
+    ]
+
+
+def run_main(executable: tvm.relax.VMExecutable, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`main`'s results, in order."""
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    results = machine["main"](*(_tensor(array) for array in arrays))
+    found = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
+    return [tensor.numpy() for tensor in found]
+
+
+def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    # Kernels load whole vectors: TVM's own allocation is aligned.
+    if array.dtype != ml_dtypes.bfloat16:
+        return tvm.runtime.tensor(np.ascontiguousarray(array))
+    stored = tvm.runtime.tensor(np.ascontiguousarray(array).view(np.uint16))
+    return stored._create_view(array.shape, "bfloat16")

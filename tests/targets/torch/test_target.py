@@ -1,0 +1,118 @@
+"""transformers as a runner: extending and rewinding equal one forward without a cache."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from traced_models import VOCABULARY, TracedModels
+from transformers import AutoModelForCausalLM
+
+from compiler.contracts.errors import RunError, TargetError
+from compiler.contracts.target_base import Runner, TargetOptions
+from targets.torch.target import TorchTarget
+
+TOKENS = [5, 17, 3, 44, 9, 71, 2, 30, 8]
+
+
+@pytest.fixture
+def runner(traced_models: TracedModels) -> Runner:
+    return TorchTarget().open(traced_models.checkpoint("gqa"))
+
+
+@pytest.fixture(scope="module")
+def model(traced_models: TracedModels) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(
+        traced_models.checkpoint("gqa").path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def whole(model: torch.nn.Module, tokens: Sequence[int]) -> np.ndarray:
+    """The last logits of one forward over all tokens, no cache."""
+    with torch.no_grad():
+        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0, -1].numpy()
+
+
+def test_extending_equals_one_forward(runner: Runner, model: torch.nn.Module):
+    assert (runner.vocabulary, runner.context, runner.length) == (VOCABULARY, 4096, 0)
+    end = 0
+    for count in (4, 1, 3, 1):
+        found = runner.extend(TOKENS[end : end + count])
+        end += count
+        assert runner.length == end
+        assert (found.dtype, found.shape) == (np.float32, (VOCABULARY,))
+        np.testing.assert_allclose(found, whole(model, TOKENS[:end]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 8])
+def test_what_is_rewound_is_forgotten(runner: Runner, model: torch.nn.Module, length: int):
+    runner.extend(TOKENS[:6])
+    runner.extend(TOKENS[6:8])
+    runner.rewind(length)
+    assert runner.length == length
+    found = runner.extend([11, 60])
+    wanted = whole(model, [*TOKENS[:length], 11, 60])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    runner.rewind(0)
+    np.testing.assert_allclose(runner.extend(TOKENS), whole(model, TOKENS), rtol=0, atol=1e-5)
+
+
+def test_logits_are_the_caller_s(runner: Runner):
+    first = runner.extend(TOKENS[:3])
+    kept = first.copy()
+    runner.extend(TOKENS[3:])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_two_runners_do_not_share_a_cache(traced_models: TracedModels, model: torch.nn.Module):
+    one, other = (TorchTarget().open(traced_models.checkpoint("gqa")) for _ in range(2))
+    one.extend(TOKENS[:4])
+    other.extend(TOKENS[4:7])
+    np.testing.assert_allclose(one.extend(TOKENS[4:5]), whole(model, TOKENS[:5]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "no tokens were given"),
+        ([3, VOCABULARY], f"token id {VOCABULARY} is outside the vocabulary of {VOCABULARY}"),
+        ([-1], f"token id -1 is outside the vocabulary of {VOCABULARY}"),
+        ([1] * 4097, "4097 tokens do not fit the context of 4096"),
+    ],
+)
+def test_tokens_that_cannot_be_read(runner: Runner, tokens: list[int], message: str):
+    with pytest.raises(RunError) as caught:
+        runner.extend(tokens)
+    assert caught.value.message == message
+    assert runner.length == 0
+
+
+def test_threads_are_torch_s(traced_models: TracedModels):
+    before = torch.get_num_threads()
+    try:
+        TorchTarget().open(traced_models.checkpoint("gqa"), threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- the target
+
+
+def test_it_builds_nothing(traced_models: TracedModels):
+    (error,) = TorchTarget().constraints(TargetOptions(dtype="fp32", window=16, context=32), {})
+    assert error.message == "target 'torch' runs checkpoints, it does not build bundles"
+    assert error.hint is not None
+    assert "compare" in error.hint
+    with pytest.raises(TargetError) as caught:
+        TorchTarget().open(traced_models.programs("gqa").programs["decode"])
+    assert caught.value.message == "target 'torch' opens checkpoints, not Program"
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    assert TorchTarget().probe().can_run
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else "x")
+    probe = TorchTarget().probe()
+    assert (probe.can_build, probe.can_run) == (False, False)
+    assert probe.missing == ("torch is not installed: pip install torch",)
