@@ -59,7 +59,14 @@ class Qwen2(ModelFamily):
             return list(found)
         for key in ("num_key_value_heads", "head_dim"):
             if config.get(key) is not None and not _is_positive_integer(config.get(key)):
-                return [CheckpointError(f"{key} is {config[key]!r}, expected a positive integer")]
+                message = f"{key} is {config[key]!r}, expected a positive integer"
+                return [CheckpointError(message, where=key)]
+        numbers = {"rms_norm_eps": config.get("rms_norm_eps"), "rope_theta": _rope_theta(config)}
+        found += [
+            CheckpointError(f"{key} is {number!r}, expected a positive number", where=key)
+            for key, number in numbers.items()
+            if number is not None and not _is_positive_number(number)
+        ]
         heads, kv_heads = _integer(config, "num_attention_heads"), self.kv_heads(config)
         if heads % kv_heads:
             found.append(
@@ -176,10 +183,7 @@ class Qwen2(ModelFamily):
             head_dim=self.head_dim(config),
             vocabulary=_integer(config, "vocab_size"),
             epsilon=_number(config.get("rms_norm_eps"), self.defaults["rms_norm_eps"]),
-            rope_theta=_number(
-                _rope(config).get("rope_theta", config.get("rope_theta")),
-                self.defaults["rope_theta"],
-            ),
+            rope_theta=_number(_rope_theta(config), self.defaults["rope_theta"]),
             qkv_bias=self.has_qkv_bias(config),
             output_bias=self.has_output_bias(config),
             mlp_bias=self.has_mlp_bias(config),
@@ -193,6 +197,14 @@ def _rope(config: Mapping[str, object]) -> Mapping[str, object]:
         if isinstance(rope, Mapping):
             return rope
     return {}
+
+
+def _rope_theta(config: Mapping[str, object]) -> object:
+    return _rope(config).get("rope_theta", config.get("rope_theta"))
+
+
+def _is_positive_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _is_positive_integer(value: object) -> bool:

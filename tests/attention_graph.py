@@ -1,4 +1,4 @@
-"""The small attention of `passes/golden/attention.before.txt`, and what it gives on random inputs."""
+"""The small attention of `passes/golden/attention.before.txt`, and random inputs for it."""
 
 from pathlib import Path
 

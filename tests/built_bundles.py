@@ -1,10 +1,12 @@
 """Tiny models with a tokenizer and a chat template, and their bundles, each built once a session.
 
 A build starts processes that import torch and TVM anew; here it runs in the test's own process,
-where they are loaded already. What processes are for has tests of its own.
+where they are loaded already, and models of one architecture are traced once. What processes are
+for has tests of its own.
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ import pytest
 from checkpoint_factory import change_config, write_checkpoint
 
 from compiler.config import BuildConfig, load_config
+from compiler.contracts.program import ProgramSet
+from compiler.contracts.weights import CheckpointRef
 from compiler.workflows import build as build_workflow
 from compiler.workflows import plan as plan_workflow
 from compiler.workflows.build import BuildResult, build
@@ -123,8 +127,21 @@ def in_this_process() -> Iterator[None]:
         yield
 
 
-def _run_isolated(work: Callable[..., Result], *arguments: object) -> Result:
-    return work(*arguments)
+# Architecture and lengths -> programs, as a child hands them back; they name weights, no files.
+_TRACED: dict[str, bytes] = {}
+
+
+def _run_isolated(
+    work: Callable[[CheckpointRef, int, int | None], ProgramSet],
+    checkpoint: CheckpointRef,
+    window: int,
+    context: int | None,
+) -> ProgramSet:
+    shapes = {name: (one.shape, one.dtype) for name, one in checkpoint.tensors.items()}
+    key = repr((sorted(checkpoint.config.items()), sorted(shapes.items()), window, context))
+    if key not in _TRACED:
+        _TRACED[key] = pickle.dumps(work(checkpoint, window, context))
+    return pickle.loads(_TRACED[key])
 
 
 def _run_parallel(

@@ -1,4 +1,4 @@
-"""Programs from ONNX text, and the text of programs: what the passes' golden tests read and write."""
+"""Programs from ONNX text, and the text of programs: what the passes' golden tests compare."""
 
 import re
 from collections.abc import Callable, Mapping

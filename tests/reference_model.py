@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 
 def load_reference(folder: Path, *, gguf_file: str | None = None) -> PreTrainedModel:
-    """The model in float32, weights as they are stored; `gguf_file` is read by transformers itself."""
+    """The model in float32, weights as they are stored; transformers itself reads `gguf_file`."""
     transformers_logging.disable_progress_bar()
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     return AutoModelForCausalLM.from_pretrained(

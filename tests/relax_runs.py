@@ -22,8 +22,9 @@ def arguments(program: Program, inputs: Arrays, checkpoint: CheckpointRef) -> li
     ]
 
 
-def run_main(executable: tvm.relax.VMExecutable, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def run_main(executable: tvm.runtime.Executable, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """`main`'s results, in order."""
+    assert isinstance(executable, relax.VMExecutable)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     results = machine["main"](*(_tensor(array) for array in arrays))
     found = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)

@@ -1,8 +1,8 @@
 """Traced tiny models for the tests of passes, targets and the trace itself.
 
 An export costs seconds and depends on neither the number of layers nor the weights, so each is made
-once a session. The memo stands in for `compiler.stages.trace.export_skeleton`, as long as the session
-fixture's patch lasts; `exported` remembers what was asked of it.
+once a session. The memo stands in for `compiler.stages.trace.export_skeleton`, as long as the
+session fixture's patch lasts; `exported` remembers what was asked of it.
 """
 
 import pickle

@@ -1,4 +1,4 @@
-"""SmolLM2-135M: its GGUF file, transformers' own reading of it, and the prompts that stress windows."""
+"""SmolLM2-135M: its GGUF file, transformers' own reading of it, and prompts that stress windows."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compiler import registry
 from compiler.config import BuildConfig, build_passes
-from compiler.contracts.errors import CompilerError, raise_all
+from compiler.contracts.errors import CompilerError, MachineLacks, raise_all
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
@@ -70,7 +70,10 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     """
     target = registry.load_target(config.backend.type, where=config.place("backend.type"))()
     options = config.target_options()
-    errors: list[CompilerError] = [*target.constraints(options, checkpoint.config)]
+    errors: list[CompilerError] = [
+        *target.constraints(options, checkpoint.config),
+        *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(target)),
+    ]
     passes = (*_declared(config), *_added(target.passes(options), target.name))
     try:
         check_order(passes)
@@ -87,6 +90,12 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     }
     text = json.dumps(decisive, sort_keys=True)
     return Plan(target, passes, tools, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _lacks(target: Target) -> tuple[str, ...]:
+    """What this machine needs before the target can build here."""
+    probe = target.probe()
+    return () if probe.can_build else probe.missing
 
 
 def _declared(config: BuildConfig) -> tuple[PlannedPass, ...]:

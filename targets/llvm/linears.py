@@ -45,6 +45,13 @@ class _LinearLowering(PyExprMutator):
     def _behind(self, value: relax.Expr) -> relax.Expr | None:
         return self.lookup_binding(value) if isinstance(value, relax.Var) else value
 
+    def _renamed(self, value: relax.Expr) -> relax.Expr:
+        """What a variable that is bound to another variable stands for."""
+        behind = self._behind(value)
+        while isinstance(behind, relax.Var):
+            value, behind = behind, self._behind(behind)
+        return value
+
     def _weight(self, value: relax.Expr) -> relax.Expr | None:
         """The stored [out, in] parameter behind permute_dims and, perhaps, astype."""
         turned = self._behind(value)
@@ -66,7 +73,8 @@ class _LinearLowering(PyExprMutator):
         return result
 
     def _sum(self, call: relax.Call) -> relax.Expr:
-        for product, bias in (tuple(call.args), tuple(call.args)[::-1]):
+        for summand, bias in (tuple(call.args), tuple(call.args)[::-1]):
+            product = self._renamed(summand)
             if product not in self.products or len(static_shape(bias)) != 1:
                 continue
             x, weight = self.products[product]

@@ -7,8 +7,6 @@ from compiler.relax import import_tvm, relax_from_program
 from targets.llvm.features import CpuFeatures, llvm_target
 from targets.llvm.link import link_shared
 
-ENTRY = "main"
-
 
 def write_library(program: Program, library: Path, *, features: CpuFeatures, threads: int) -> None:
     """Import, lower and link; equal programs, features and threads give equal bytes.

@@ -30,7 +30,12 @@ def start_build(folder: Path, yaml: Path, *, seed: str, umask: int) -> subproces
     }
     where = "import compiler.cli; print(compiler.cli.__file__)"
     imported = subprocess.run(
-        [sys.executable, "-c", where], cwd=folder, env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", where],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert imported.stdout.startswith(str(folder))
     return subprocess.Popen(

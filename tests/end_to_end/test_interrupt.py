@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import psutil
 import pytest
@@ -31,7 +31,7 @@ def wide_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_yaml(folder / "model.yaml", WIDE, write_tiny(folder / "checkpoint", WIDE))
 
 
-def lines_until(stream: TextIO, beginning: str) -> Iterator[str]:
+def lines_until(stream: IO[str], beginning: str) -> Iterator[str]:
     for line in stream:
         yield line
         if line.startswith(beginning):
@@ -55,7 +55,9 @@ def test_an_interrupt_leaves_nothing(
     yaml = request.getfixturevalue("wide_yaml" if stage.startswith("package") else "yaml")
     (tmp_path / "tmp").mkdir()
     build = subprocess.Popen(
-        command("build", yaml, "-o", tmp_path / "out" / "bundle", "--set", f"workspace.path={tmp_path}"),
+        command(
+            "build", yaml, "-o", tmp_path / "out" / "bundle", "--set", f"workspace.path={tmp_path}"
+        ),
         cwd=tmp_path,
         env=environment(TMPDIR=str(tmp_path / "tmp")),
         stdout=subprocess.DEVNULL,

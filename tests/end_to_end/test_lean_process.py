@@ -53,7 +53,9 @@ def test_torch_can_be_imported_afterwards(built_bundles: BuiltBundles, tmp_path:
 
 @pytest.mark.model
 def test_the_trained_model_runs_in_a_lean_process(trained_bundle: Path, tmp_path: Path) -> None:
-    found = run_python(PROGRAM, trained_bundle, "Paris is the capital of", ",".join(HEAVY), cwd=tmp_path)
+    found = run_python(
+        PROGRAM, trained_bundle, "Paris is the capital of", ",".join(HEAVY), cwd=tmp_path
+    )
     assert found["heavy"] == []
     weights, resident = found["weights"], found["resident"]
     assert isinstance(weights, int)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from compiler.contracts.errors import RunError
 from compiler.contracts.target_base import WindowedRunner
 from compiler.stages.execute import GenerateOptions, Session
+from compiler.text import Message
 from compiler.workflows.run import open_session
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ def test_prefill_and_decode_equal_transformers(
 ) -> None:
     reference = references[model]
     with open_session(built_bundles.bundle(model)) as session:
-        # A whole window, then past grows to C - 1; a padded one; two windows; a window and one token.
+        # A whole window, then past grows to C - 1; a padded one; two windows; a window and a token.
         for length, steps in ((32, 17), (9, 17), (40, 9), (33, 2), (1, 3)):
             prompt = draw(model, length)
             tokens, logits = greedy(session, prompt, steps)
@@ -131,7 +132,7 @@ def test_a_second_chat_turn_ends_near_the_context(
     built_bundles: BuiltBundles, references: dict[TinyModel, PreTrainedModel]
 ) -> None:
     options = GenerateOptions(max_tokens=10, keep_logits=True)
-    messages = [{"role": "user", "content": " ".join(f"t{n}" for n in range(3, 20))}]
+    messages: list[Message] = [{"role": "user", "content": " ".join(f"t{n}" for n in range(3, 20))}]
     with open_session(built_bundles.bundle()) as session:
         answer = "".join(token.text for token in session.chat(messages, options))
         messages.append({"role": "assistant", "content": answer})

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from compiler.contracts.target_base import WindowedRunner
 from compiler.stages.execute import GenerateOptions, Session
+from compiler.text import Message
 from compiler.workflows.run import open_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
@@ -90,7 +91,7 @@ def test_one_valid_token_in_a_padded_window(
 
 
 def test_the_model_answers_and_ends(session: Session) -> None:
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
     text = "".join(token.text for token in session.chat(messages, GenerateOptions(max_tokens=64)))
     assert "Paris" in text
     assert session.last is not None

@@ -61,7 +61,16 @@ def test_all_missing_sizes_at_once():
 
 @pytest.mark.parametrize("key", ["num_key_value_heads", "head_dim"])
 def test_an_optional_size_that_is_no_size(key: str):
-    assert only_refusal(**{key: 0}).message == f"{key} is 0, expected a positive integer"
+    error = only_refusal(**{key: 0})
+    assert (error.message, error.where) == (f"{key} is 0, expected a positive integer", key)
+
+
+@pytest.mark.parametrize("value", ["1e-5", 0, -1.0, True])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+def test_a_number_that_is_no_number(key: str, value: object):
+    error = only_refusal(**{key: value})
+    assert error.message == f"{key} is {value!r}, expected a positive number"
+    assert error.where == key
 
 
 def test_heads_that_do_not_divide():

@@ -10,10 +10,12 @@ from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.pass_base import Contract
-from compiler.contracts.program import CONSTANT_BYTES
+from compiler.contracts.program import CONSTANT_BYTES, Phase
 from passes.fold_constants import FoldConstants
 
-BEFORE = (Path(__file__).parent / "golden" / "fold-constants.before.txt").read_text(encoding="utf-8")
+BEFORE = (Path(__file__).parent / "golden" / "fold-constants.before.txt").read_text(
+    encoding="utf-8"
+)
 
 
 def test_golden(golden: Golden):
@@ -21,7 +23,12 @@ def test_golden(golden: Golden):
     report = run_pass(FoldConstants(), program)
     golden("fold-constants.after.txt", text_of(program))
     assert report.rewrites == (
-        "a/Identity", "a/Slice", "a/CastLike", "a/Concat", "b/CastLike", "b/Add",
+        "a/Identity",
+        "a/Slice",
+        "a/CastLike",
+        "a/Concat",
+        "b/CastLike",
+        "b/Add",
     )
     assert report.skips == ()
 
@@ -55,9 +62,12 @@ def test_the_small_graph_gives_the_same_bits():
     [("prefill", 0, WINDOW), ("prefill", 6, 3), ("decode", 0, 1), ("decode", 11, 1)],
 )
 def test_traced_models_give_the_same_bits(
-    traced_models: TracedModels, phase: str, past: int, valid: int
+    traced_models: TracedModels, phase: Phase, past: int, valid: int
 ):
-    program, checkpoint = traced_models.programs("gqa").programs[phase], traced_models.checkpoint("gqa")
+    program, checkpoint = (
+        traced_models.programs("gqa").programs[phase],
+        traced_models.checkpoint("gqa"),
+    )
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     wanted = run_program(program, inputs, checkpoint)
     signature = program.inputs(), program.outputs()
@@ -133,12 +143,21 @@ def test_an_identity_that_makes_an_output_is_kept():
     [
         {"int64[1] zero = {0}": "int64[1] zero = {1}"},
         {"{9223372036854775807}": "{6}"},
-        {"Slice (same, zero, end, axis, one)": "Slice (same, zero, end, axis, step)", "int64 four = {4}": "int64 four = {4}, int64[1] step = {2}"},
+        {
+            "Slice (same, zero, end, axis, one)": "Slice (same, zero, end, axis, step)",
+            "int64 four = {4}": "int64 four = {4}, int64[1] step = {2}",
+        },
     ],
 )
 def test_a_slice_that_cuts_is_kept(replaced: dict[str, str]):
     text = changed(BEFORE, {'Mul (whole, "norm.weight")': "Mul (whole, half)", **replaced})
-    text = changed(text, {"float[1, 2, 12] y": "float[1, m, n] y", "{2}, int64[1] twelve = {12}": "{1}, int64[1] twelve = {-1}"})
+    text = changed(
+        text,
+        {
+            "float[1, 2, 12] y": "float[1, m, n] y",
+            "{2}, int64[1] twelve = {12}": "{1}, int64[1] twelve = {-1}",
+        },
+    )
     program = program_from_text(text)
     assert "a/Slice" not in run_pass(FoldConstants(), program).rewrites
     assert "a/Slice" in {node.name for node in program.graph.nodes}
@@ -146,7 +165,7 @@ def test_a_slice_that_cuts_is_kept(replaced: dict[str, str]):
 
 def test_what_is_random_is_not_folded():
     program = program_from_text(
-        'main (float[2] x) => (float[2] y) < float[2] p = {0.5, 0.5} >\n'
+        "main (float[2] x) => (float[2] y) < float[2] p = {0.5, 0.5} >\n"
         '{ ["a/Bernoulli"] b = Bernoulli (p)\n ["a/Add"] y = Add (b, x) }'
     )
     assert run_pass(FoldConstants(), program).rewrites == ()

@@ -51,12 +51,21 @@ def test_the_small_graph_gives_the_same_bits(past: int, valid: int):
 
 @pytest.mark.parametrize(
     ("phase", "past", "valid"),
-    [("prefill", 0, WINDOW), ("prefill", 0, 3), ("prefill", 20, 7), ("decode", 0, 1), ("decode", 39, 1)],
+    [
+        ("prefill", 0, WINDOW),
+        ("prefill", 0, 3),
+        ("prefill", 20, 7),
+        ("decode", 0, 1),
+        ("decode", 39, 1),
+    ],
 )
 def test_traced_models_give_the_same_bits(
     traced_models: TracedModels, phase: Phase, past: int, valid: int
 ):
-    program, checkpoint = traced_models.programs("gqa").programs[phase], traced_models.checkpoint("gqa")
+    program, checkpoint = (
+        traced_models.programs("gqa").programs[phase],
+        traced_models.checkpoint("gqa"),
+    )
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     wanted = run_program(program, inputs, checkpoint)
     assert len(run_pass(FoldMask(), program).rewrites) == 1
@@ -74,11 +83,15 @@ def test_signature_after(traced_models: TracedModels):
         TensorSpec("past_length", "int64", (1,)),
         TensorSpec("valid_length", "int64", (1,)),
     )
-    assert names[3:] == [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    assert names[3:] == [
+        f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")
+    ]
 
 
 def test_a_window_over_the_limit_of_constants():
-    text = changed(TEXT, {"[1, 4": "[1, 160", "past + 4": "past + 160", "tokens = {4}": "tokens = {160}"})
+    text = changed(
+        TEXT, {"[1, 4": "[1, 160", "past + 4": "past + 160", "tokens = {4}": "tokens = {160}"}
+    )
     text = changed(text, {"{1, 4, ": "{1, 160, ", "2, 4, 3}": "2, 160, 3}"})
     program = program_from_text(text, tokens=160, context=200)
     inputs = random_inputs(program, past=11, valid=150)
@@ -116,7 +129,8 @@ def test_masks_of_more_axes_and_several_of_them():
 def test_the_function_is_causal_with_right_padding():
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20, "graphlower" : 1]>\n'
-        "main (int64[6] columns, int64[1] past_length, int64[1] valid_length) => (float[3, 6] mask)\n"
+        "main (int64[6] columns, int64[1] past_length, int64[1] valid_length)\n"
+        "=> (float[3, 6] mask)\n"
         "{ mask = graphlower.CausalMask <tokens: int = 3, blocked: float = -9.0> "
         "(columns, past_length, valid_length) }"
     )
@@ -132,6 +146,8 @@ def test_the_function_is_causal_with_right_padding():
 
 
 # -- what is declined
+
+SHUT = "is -3.40282e+38 where a causal mask is open"
 
 AND = '["mask/And"] allowed = And (causal, real)'
 
@@ -152,7 +168,7 @@ def _windowed(size: int) -> dict[str, str]:
 DECLINED = {
     "one entry too few": (
         {"LessOrEqual (columns, rows)": "Less (columns, rows)"},
-        "with 0 past and 1 valid tokens, row 0 column 0 is -3.40282e+38 where a causal mask is open",
+        "with 0 past and 1 valid tokens, row 0 column 0 " + SHUT,
     ),
     "one entry too many": (
         {
@@ -173,15 +189,17 @@ DECLINED = {
     ),
     "a sliding window": (
         _windowed(3),
-        "with 0 past and 1 valid tokens, row 3 column 0 is -3.40282e+38 where a causal mask is open",
+        "with 0 past and 1 valid tokens, row 3 column 0 " + SHUT,
     ),
     "a sliding window as long as the context, less one": (
         _windowed(9),
-        "with 6 past and 1 valid tokens, row 3 column 0 is -3.40282e+38 where a causal mask is open",
+        "with 6 past and 1 valid tokens, row 3 column 0 " + SHUT,
     ),
     "infinite": (
-        {"Where (allowed, open, blocked)": "Where (allowed, open, closed)",
-         '["mask/Where"]': '["mask/Log"] closed = Log (open)\n["mask/Where"]'},
+        {
+            "Where (allowed, open, blocked)": "Where (allowed, open, closed)",
+            '["mask/Where"]': '["mask/Log"] closed = Log (open)\n["mask/Where"]',
+        },
         "blocked entries go from -inf to -inf, expected one finite value",
     ),
     "several values": (
@@ -219,11 +237,13 @@ DECLINED = {
         "it depends on embed.weight",
     ),
     "one for each head": (
-        {'["attn/Add_1"] masked = Add (scores, mask)': (
-            '["mask/Expand"] each = Expand (mask, expanded)\n'
-            '["attn/Add_1"] masked = Add (scores, each)'
-        ),
-         "int64 zero = {0}": "int64 zero = {0}, int64[3] expanded = {2, 1, 1}"},
+        {
+            '["attn/Add_1"] masked = Add (scores, mask)': (
+                '["mask/Expand"] each = Expand (mask, expanded)\n'
+                '["attn/Add_1"] masked = Add (scores, each)'
+            ),
+            "int64 zero = {0}": "int64 zero = {0}, int64[3] expanded = {2, 1, 1}",
+        },
         "its shape is (2, 4, 4) for 0 past tokens, expected (4, 4)",
     ),
 }
@@ -278,4 +298,8 @@ def test_inputs_outside_the_domain_are_refused(mask: list[int], positions: list[
 def test_options():
     assert FoldMask().promise() == Contract.exact()
     assert FoldMask.changes_signature
-    assert (FoldMask.name, FoldMask.after, FoldMask().required()) == ("fold-mask", ("fold-constants",), ())
+    assert (FoldMask.name, FoldMask.after, FoldMask().required()) == (
+        "fold-mask",
+        ("fold-constants",),
+        (),
+    )

@@ -68,7 +68,10 @@ def test_the_small_graph_gives_the_same_numbers(past: int, valid: int):
 def test_traced_models_give_the_same_numbers(
     traced_models: TracedModels, name: str, phase: Phase, past: int, valid: int
 ):
-    program, checkpoint = traced_models.programs(name).programs[phase], traced_models.checkpoint(name)
+    program, checkpoint = (
+        traced_models.programs(name).programs[phase],
+        traced_models.checkpoint(name),
+    )
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     for rewriting in (FoldConstants(), FoldMask(), PlanKVCache()):
         run_pass(rewriting, program)
@@ -112,13 +115,17 @@ DECLINED = {
         "attn/Mul does not scale by a constant",
     ),
     "scaled by several factors": (
-        {MUL: MUL.replace("scale)", "scales)"), "int64 zero = {0}": "int64 zero = {0}, float[4, 1] scales = {1, 2, 3, 4}"},
+        {
+            MUL: MUL.replace("scale)", "scales)"),
+            "int64 zero = {0}": "int64 zero = {0}, float[4, 1] scales = {1, 2, 3, 4}",
+        },
         "attn/Mul does not scale by a constant",
     ),
     "no product": (
         {
             '["attn/MatMul"] products = MatMul (grouped, keys_t)': (
-                '["attn/MatMul"] raw = MatMul (grouped, keys_t)\n["attn/Tanh"] products = Tanh (raw)'
+                '["attn/MatMul"] raw = MatMul (grouped, keys_t)\n'
+                '["attn/Tanh"] products = Tanh (raw)'
             )
         },
         "attn/Mul does not scale a MatMul",
@@ -128,19 +135,25 @@ DECLINED = {
         "it is over axis 3, expected the last",
     ),
     "queries that are not grouped": (
-        {'["attn/MatMul"] products = MatMul (grouped': (
-            '["attn/Neg"] negated = Neg (grouped)\n["attn/MatMul"] products = MatMul (negated'
-        )},
+        {
+            '["attn/MatMul"] products = MatMul (grouped': (
+                '["attn/Neg"] negated = Neg (grouped)\n["attn/MatMul"] products = MatMul (negated'
+            )
+        },
         "attn/MatMul does not read queries grouped as [1, K, H / K, T, d]",
     ),
     "keys that are changed": (
-        {"MatMul (grouped, keys_t)": "MatMul (grouped, negated)",
-         '["attn/MatMul"]': '["attn/Neg"] negated = Neg (keys_t)\n["attn/MatMul"]'},
+        {
+            "MatMul (grouped, keys_t)": "MatMul (grouped, negated)",
+            '["attn/MatMul"]': '["attn/Neg"] negated = Neg (keys_t)\n["attn/MatMul"]',
+        },
         "attn/MatMul does not read its keys from a static cache",
     ),
     "values that are changed": (
-        {"MatMul (weights, values_5d)": "MatMul (weights, negated)",
-         '["attn/MatMul_1"]': '["attn/Neg"] negated = Neg (values_5d)\n["attn/MatMul_1"]'},
+        {
+            "MatMul (weights, values_5d)": "MatMul (weights, negated)",
+            '["attn/MatMul_1"]': '["attn/Neg"] negated = Neg (values_5d)\n["attn/MatMul_1"]',
+        },
         "attn/MatMul_1 does not read its values from a static cache",
     ),
     "another order of heads": (

@@ -50,7 +50,10 @@ def test_the_small_graph_gives_the_same_numbers():
     ("phase", "past", "valid"), [("prefill", 0, WINDOW), ("prefill", 5, 4), ("decode", 8, 1)]
 )
 def test_traced_models(traced_models: TracedModels, phase: Phase, past: int, valid: int):
-    program, checkpoint = traced_models.programs("gqa").programs[phase], traced_models.checkpoint("gqa")
+    program, checkpoint = (
+        traced_models.programs("gqa").programs[phase],
+        traced_models.checkpoint("gqa"),
+    )
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     wanted = run_program(program, inputs, checkpoint)
     report = run_pass(FuseSiluMul(), program)
@@ -79,7 +82,10 @@ DECLINED = {
         "layer0/Mul is not read by one product",
     ),
     "a constant is gated": (
-        {"Mul (silu, up)": "Mul (silu, half)", "y, float[1, 4, 6] z)": "y, float[1, 4, 6] z)\n< float half = {0.5} >"},
+        {
+            "Mul (silu, up)": "Mul (silu, half)",
+            "y, float[1, 4, 6] z)": "y, float[1, 4, 6] z)\n< float half = {0.5} >",
+        },
         "layer0/Mul_1 multiplies by a constant",
     ),
 }

@@ -61,7 +61,10 @@ def test_the_kept_row_is_the_one_of_the_full_logits(
 
 @pytest.mark.parametrize(("past", "valid"), [(0, WINDOW), (0, 1), (12, 9)])
 def test_traced_models(traced_models: TracedModels, past: int, valid: int):
-    program, checkpoint = traced_models.programs("mha").programs["prefill"], traced_models.checkpoint("mha")
+    program, checkpoint = (
+        traced_models.programs("mha").programs["prefill"],
+        traced_models.checkpoint("mha"),
+    )
     run_pass(FoldConstants(), program)
     given = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     run_pass(FoldMask(), program)
@@ -86,10 +89,12 @@ def test_last_needs_no_lengths():
     ("replaced", "declined"),
     [
         (
-            {'["lm_head/MatMul"] logits = MatMul (attended, "lm_head.weight")': (
-                '["lm_head/MatMul"] head = MatMul (attended, "lm_head.weight")\n'
-                '["lm_head/Tanh"] logits = Tanh (head)'
-            )},
+            {
+                '["lm_head/MatMul"] logits = MatMul (attended, "lm_head.weight")': (
+                    '["lm_head/MatMul"] head = MatMul (attended, "lm_head.weight")\n'
+                    '["lm_head/Tanh"] logits = Tanh (head)'
+                )
+            },
             {"logits": "no MatMul makes them"},
         ),
         ({"logits": "scores_of_words"}, {"logits": "no MatMul makes them"}),

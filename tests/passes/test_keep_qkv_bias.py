@@ -80,7 +80,10 @@ def _add_twice(program: Program) -> None:
     again = gs.Variable("again")
     program.graph.nodes.append(
         gs.Node(
-            "Add", "again", inputs=[total, _tensor(program, f"{LAYER}.q_proj.bias")], outputs=[again]
+            "Add",
+            "again",
+            inputs=[total, _tensor(program, f"{LAYER}.q_proj.bias")],
+            outputs=[again],
         )
     )
     _node(program, f"{LAYER}.q_proj/Relu").inputs[0] = again

@@ -74,7 +74,10 @@ def test_the_small_graph_gives_the_same_numbers(past: int, valid: int):
 def test_traced_models_give_the_same_numbers(
     traced_models: TracedModels, name: str, phase: Phase, past: int, valid: int
 ):
-    program, checkpoint = traced_models.programs(name).programs[phase], traced_models.checkpoint(name)
+    program, checkpoint = (
+        traced_models.programs(name).programs[phase],
+        traced_models.checkpoint(name),
+    )
     run_pass(FoldConstants(), program)
     run_pass(FoldMask(), program)
     given = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY) | {
@@ -98,7 +101,8 @@ def test_caches_are_static_and_aliased(traced_models: TracedModels):
         run_pass(PlanKVCache(), program)
         caches = [f"{index}.{kind}" for index in range(2) for kind in ("key", "value")]
         assert program.inputs()[3:] == tuple(
-            TensorSpec(f"past_key_values.{name}", "float32", (TRACED_CONTEXT, 3, 16)) for name in caches
+            TensorSpec(f"past_key_values.{name}", "float32", (TRACED_CONTEXT, 3, 16))
+            for name in caches
         )
         assert program.outputs()[1:] == tuple(
             TensorSpec(f"present.{name}", "float32", (TRACED_CONTEXT, 3, 16)) for name in caches
@@ -117,7 +121,8 @@ def test_only_valid_rows_are_written(past: int, valid: int):
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20, "graphlower" : 1]>\n'
         "main (float[10, 2, 3] cache, float[4, 2, 3] rows, int64[1] past, int64[1] valid) "
-        "=> (float[10, 2, 3] updated) { updated = graphlower.CacheUpdate <context: int = 10> (cache, rows, past, valid) }"
+        "=> (float[10, 2, 3] updated)\n"
+        "{ updated = graphlower.CacheUpdate <context: int = 10> (cache, rows, past, valid) }"
     )
     model.functions.append(CACHE_UPDATE)
     random = np.random.default_rng(6)
@@ -219,8 +224,13 @@ def test_a_transpose_before_the_cache_is_undone_or_added():
     run_pass(PlanKVCache(), program)
     rows = next(node for node in program.graph.nodes if node.name == "attn/Concat/rows")
     assert rows.inputs[0].inputs[0].name == "attn/Reshape_1"
-    text = changed(TEXT, {'("past_key_values.0.key", k)': '("past_key_values.0.key", doubled)',
-                          '["attn/Transpose_2"]': '["attn/Add_2"] doubled = Add (k, k)\n["attn/Transpose_2"]'})
+    text = changed(
+        TEXT,
+        {
+            '("past_key_values.0.key", k)': '("past_key_values.0.key", doubled)',
+            '["attn/Transpose_2"]': '["attn/Add_2"] doubled = Add (k, k)\n["attn/Transpose_2"]',
+        },
+    )
     program = folded(text)
     inputs = FoldMask().adapt_inputs(random_inputs(program, past=2, valid=4), program)
     wanted = run_program(program, inputs)

@@ -86,19 +86,23 @@ def test_arithmetic_is_that_of_rounded_weights(dtype: Dtype):
 def test_traced_models(
     traced_models: TracedModels, dtype: Dtype, name: str, phase: Phase, past: int, valid: int
 ):
-    program, checkpoint = traced_models.programs(name).programs[phase], traced_models.checkpoint(name)
+    program, checkpoint = (
+        traced_models.programs(name).programs[phase],
+        traced_models.checkpoint(name),
+    )
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     wanted = run_program(program, inputs, checkpoint)
     signature = program.inputs(), program.outputs()
     assert run_pass(StoreWeights(dtype=dtype), program).skips == ()
     assert (program.inputs(), program.outputs()) == signature
     found = run_program(program, inputs, checkpoint)
-    if dtype == "float32" or name == "gqa":  # that checkpoint is bfloat16, and fits both
+    if dtype == "float32" or (name, dtype) == ("gqa", "bfloat16"):  # as that checkpoint is
         for output, array in wanted.items():
             assert found[output].tobytes() == array.tobytes(), output
         return
     error = np.abs(found["logits"] - wanted["logits"])[:, :valid].max()
-    assert 1e-5 < error < (0.1 if dtype == "bfloat16" else 0.01)
+    assert error < (0.1 if dtype == "bfloat16" else 0.01)
+    assert error > 1e-5 or name == "gqa", "rounding is to be seen"
 
 
 def test_every_matrix_is_stored_as_it_lies(traced_models: TracedModels):
@@ -124,7 +128,9 @@ def test_a_tied_head_and_the_embedding_are_the_same_bytes(traced_models: TracedM
 
 
 def test_it_works_behind_a_slice():
-    program = linears(changed(BEFORE, {"] y = MatMul": "] logits = MatMul", "[1, 4, 6] y": "[1, 4, 6] logits"}))
+    program = linears(
+        changed(BEFORE, {"] y = MatMul": "] logits = MatMul", "[1, 4, 6] y": "[1, 4, 6] logits"})
+    )
     run_pass(InsertStridedSlice(position="last"), program)
     assert "down/MatMul" in run_pass(StoreWeights(), program).rewrites
 
@@ -133,9 +139,14 @@ def test_it_works_behind_a_slice():
 
 
 def test_a_matrix_with_several_readers():
-    text = changed(BEFORE, {'MatMul (biased, "down.weight")': 'MatMul (biased, "down.weight")\n'
-                                                             '["other/Neg"] z = Neg ("down.weight")',
-                            "float[1, 4, 6] y": "float[1, 4, 6] y, float[8, 6] z"})
+    text = changed(
+        BEFORE,
+        {
+            'MatMul (biased, "down.weight")': 'MatMul (biased, "down.weight")\n'
+            '["other/Neg"] z = Neg ("down.weight")',
+            "float[1, 4, 6] y": "float[1, 4, 6] y, float[8, 6] z",
+        },
+    )
     report = run_pass(StoreWeights(), linears(text))
     assert {skip.node: skip.reason for skip in report.skips} == {
         "down.weight": "it is read by ['down/MatMul', 'other/Neg'], expected one node"
@@ -144,10 +155,20 @@ def test_a_matrix_with_several_readers():
 
 
 def test_a_matrix_that_is_no_linear_s():
-    text = changed(BEFORE, {'MatMul (biased, "down.weight")': 'Add (h, "down.weight")',
-                            'float[8, 6] "down.weight"': 'float[4, 6] "down.weight"'})
-    text = changed(text, {'"up/Add"] biased = Add (wide, "up.bias")': '"up/Add"] z = Add (wide, "up.bias")',
-                          "float[1, 4, 6] y": "float[1, 4, 6] y, float[1, 4, 8] z"})
+    text = changed(
+        BEFORE,
+        {
+            'MatMul (biased, "down.weight")': 'Add (h, "down.weight")',
+            'float[8, 6] "down.weight"': 'float[4, 6] "down.weight"',
+        },
+    )
+    text = changed(
+        text,
+        {
+            '"up/Add"] biased = Add (wide, "up.bias")': '"up/Add"] z = Add (wide, "up.bias")',
+            "float[1, 4, 6] y": "float[1, 4, 6] y, float[1, 4, 8] z",
+        },
+    )
     report = run_pass(StoreWeights(dtype="float16"), linears(text))
     assert {skip.node: skip.reason for skip in report.skips} == {
         "down.weight": "down/MatMul reads it, no MatMul and no Gather"

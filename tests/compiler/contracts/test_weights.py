@@ -156,6 +156,15 @@ def test_a_narrowing_is_kept():
     np.testing.assert_array_equal(value(narrowed, read), TABLE.astype(BF16).astype(np.float32))
 
 
+def test_only_what_float32_holds_exactly_skips_it():
+    # An int32 is rounded on its way to float32.
+    whole = np.array([2049 * 2**14 + 1], np.int32)
+    twice = cast(cast(source("whole", (1,), "int32"), "float32"), "bfloat16")
+    assert twice.key == "cast(cast(whole, float32), bfloat16)"
+    found = value(twice, lambda _name, start, stop: whole[start:stop])
+    assert found.tobytes() == whole.astype(np.float32).astype(BF16).tobytes()
+
+
 def test_a_cast_to_its_own_dtype_is_the_operand():
     assert cast(stored("table"), "float32") == stored("table")
     half = source("half", (4,), "float16")

@@ -30,27 +30,36 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_the_runtime_alone():
-    assert fresh(
-        "import sys\nfrom compiler.relax import import_tvm_ffi\nffi = import_tvm_ffi()\n"
-        "assert ffi.get_global_func('runtime.TVMTensorCreateView') is not None\n"
-        f"assert 'torch' not in sys.modules\n{LOADED}"
-    ) == "tvm_ffi"
+    assert (
+        fresh(
+            "import sys\nfrom compiler.relax import import_tvm_ffi\nffi = import_tvm_ffi()\n"
+            "assert ffi.get_global_func('runtime.TVMTensorCreateView') is not None\n"
+            f"assert 'torch' not in sys.modules\n{LOADED}"
+        )
+        == "tvm_ffi"
+    )
 
 
 def test_tvm_without_torch_which_stays_importable():
-    assert fresh(
-        "import sys\nfrom compiler.relax import import_tvm\ntvm = import_tvm()\n"
-        "assert 'torch' not in sys.modules\n"
-        "assert tvm is import_tvm() is sys.modules['tvm']\n"
-        "import torch\nprint(int(torch.ones(3).sum()))"
-    ) == "3"
+    assert (
+        fresh(
+            "import sys\nfrom compiler.relax import import_tvm\ntvm = import_tvm()\n"
+            "assert 'torch' not in sys.modules\n"
+            "assert tvm is import_tvm() is sys.modules['tvm']\n"
+            "import torch\nprint(int(torch.ones(3).sum()))"
+        )
+        == "3"
+    )
 
 
 def test_a_torch_that_is_loaded_stays():
-    assert fresh(
-        "import sys, torch\nfrom compiler.relax import import_tvm_ffi\nimport_tvm_ffi()\n"
-        "print(sys.modules['torch'] is torch)"
-    ) == "True"
+    assert (
+        fresh(
+            "import sys, torch\nfrom compiler.relax import import_tvm_ffi\nimport_tvm_ffi()\n"
+            "print(sys.modules['torch'] is torch)"
+        )
+        == "True"
+    )
 
 
 def test_without_tvm_it_says_how_to_get_it():

@@ -229,7 +229,9 @@ def test_unread_parameters_leave_with_the_pass():
 
 def test_what_is_refused_says_where_and_what_to_do():
     error = _refusal(_pass("lying", report=DID_ONE))
-    assert error.message == "pass 'lying' on prefill: reports 1 rewrites, but the graph is unchanged"
+    assert (
+        error.message == "pass 'lying' on prefill: reports 1 rewrites, but the graph is unchanged"
+    )
     assert error.where == "model.yaml: passes.lying"
     assert error.hint == "the pass is at fault: report it to its author"
 
@@ -240,9 +242,7 @@ def test_a_change_that_is_not_reported():
 
 
 def test_a_duplicate_name():
-    error = _refusal(
-        _pass("double", edit=lambda p: _append_neg(p, "lm_head/Relu"), report=DID_ONE)
-    )
+    error = _refusal(_pass("double", edit=lambda p: _append_neg(p, "lm_head/Relu"), report=DID_ONE))
     assert error.message == (
         "pass 'double' on prefill: left an invalid graph: several nodes are called 'lm_head/Relu'"
     )
@@ -283,7 +283,10 @@ def _lost_parameter(program: Program) -> None:
         (_wrong_shape, ("lm_head/Add", "Incompatible dimensions")),
         (_missing_input, ("nobody", "lm_head/Relu")),
         (_cycle, ("lm_head/Add",)),
-        (_lost_parameter, ("parameter 'lm_head.scale' is in the weight table and not in the graph",)),
+        (
+            _lost_parameter,
+            ("parameter 'lm_head.scale' is in the weight table and not in the graph",),
+        ),
     ],
 )
 def test_an_invalid_graph_names_pass_and_node(edit: Edit, words: tuple[str, ...]):
@@ -378,7 +381,9 @@ def test_an_invariant_that_does_not_hold_at_first():
 def test_a_traced_graph_that_is_invalid_is_our_bug():
     given = programs()
     _wrong_operator(given.programs["decode"])
-    with pytest.raises(AssertionError, match="the traced decode graph is invalid: .*NoSuchOperator"):
+    with pytest.raises(
+        AssertionError, match=r"the traced decode graph is invalid: .*NoSuchOperator"
+    ):
         rewrite(given, [])
 
 

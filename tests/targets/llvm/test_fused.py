@@ -1,33 +1,25 @@
 """The fused operators as kernel calls: caches in place, everything else by value."""
 
 import pytest
-import tvm
+from relax_calls import kernel_calls, name_of
 from rewritten_model import rewritten
 from traced_models import CONTEXT, TracedModels
-from tvm import relax
 
 from compiler.contracts.program import Phase
 from compiler.relax import relax_from_program
 from targets.llvm.features import from_names
 from targets.llvm.fused import fused_converters
+from targets.llvm.kernel_calls import static_shape
 
 FEATURES = from_names(["avx2", "fma"])
 
 
-def calls(module: tvm.IRModule, operator: str) -> list[relax.Call]:
-    found: list[relax.Call] = []
-
-    def visit(node: object) -> None:
-        if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get(f"relax.{operator}"):
-            found.append(node)
-
-    relax.analysis.post_order_visit(module["main"], visit)
-    return found
-
-
 def test_the_operators_that_it_takes():
     assert sorted(fused_converters(FEATURES)) == [
-        "CacheUpdate", "FusedAttention", "FusedRMSNorm", "FusedSiluMul",
+        "CacheUpdate",
+        "FusedAttention",
+        "FusedRMSNorm",
+        "FusedSiluMul",
     ]
 
 
@@ -37,21 +29,27 @@ def test_every_fused_operator_is_a_kernel_call(
 ):
     program, _ = rewritten(traced_models, phase, past=0, valid=1)
     module = relax_from_program(program, fused=fused_converters(FEATURES))
-    names = [call.args[0].name_hint.rstrip("0123456789") for call in calls(module, "call_tir")]
-    assert sorted(names) == ["attention", "rms_norm", "rms_norm", "rms_norm", "silu_mul"]
-    updates = calls(module, "call_tir_inplace")
-    assert [call.args[0].name_hint.rstrip("0123456789") for call in updates] == ["cache_update"] * 2
+    called = kernel_calls(module)
+    assert sorted(call.kind for call in called) == [
+        "attention",
+        "rms_norm",
+        "rms_norm",
+        "rms_norm",
+        "silu_mul",
+    ]
+    (attention,) = [call for call in called if call.kind == "attention"]
+    assert attention.shape == (tokens, 7, 8)
+    updates = kernel_calls(module, "call_tir_inplace")
+    assert [call.kind for call in updates] == ["cache_update"] * 2
     parameters = {parameter.name: parameter for parameter in module["main"].params}
     for call in updates:
-        cache, rows, past, valid = call.args[1].fields
-        assert cache.name.startswith("past_key_values.0.")
-        assert cache.same_as(parameters[cache.name])
-        assert list(call.attrs.inplace_indices) == [0]
-        assert [int(axis) for axis in rows.ty.shape] == [tokens, 1, 8]
-        assert [int(axis) for axis in call.ty.shape] == [CONTEXT, 1, 8]
-        assert (past.name, valid.name) == ("past_length", "valid_length")
-    (attention,) = [c for c in calls(module, "call_tir") if c.args[0].name_hint.startswith("attention")]
-    assert [int(axis) for axis in attention.ty.shape] == [tokens, 7, 8]
+        cache, rows, past, valid = call.arguments
+        assert name_of(cache).startswith("past_key_values.0.")
+        assert cache.same_as(parameters[name_of(cache)])
+        assert static_shape(rows) == (tokens, 1, 8)
+        assert call.shape == (CONTEXT, 1, 8)
+        assert (name_of(past), name_of(valid)) == ("past_length", "valid_length")
+    assert module.script().count("inplace_indices=[0]") == 2
     kept = module.script()
     assert "nn.softmax" not in kept
     assert "R.sigmoid" not in kept

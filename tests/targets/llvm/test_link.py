@@ -82,13 +82,19 @@ def test_objects_are_named_relative_to_their_folder(
     monkeypatch.setattr(link.subprocess, "run", run)
     objects = [str(tmp_path / "one.o"), str(tmp_path / "two.o")]
     link_shared("/somewhere/module.so", objects, options=["-ignored"])
-    (command, folder), = ran
+    ((command, folder),) = ran
     assert folder == tmp_path
     assert command == [
-        "/bin/cc", "-shared", "-fPIC", "-Wl,--build-id=none", "-o", "/somewhere/module.so",
-        "one.o", "two.o",
+        "/bin/cc",
+        "-shared",
+        "-fPIC",
+        "-Wl,--build-id=none",
+        "-o",
+        "/somewhere/module.so",
+        "one.o",
+        "two.o",
     ]
 
 
 def test_it_tells_tvm_what_it_takes():
-    assert (link_shared.object_format, link_shared.output_format) == ("o", "so")
+    assert vars(link_shared) == {"object_format": "o", "output_format": "so"}

@@ -49,14 +49,19 @@ def test_a_tiny_model_equals_onnxruntime(
         found = run_main(executable, arguments(program, inputs, checkpoint))
         for array, spec in zip(found, program.outputs(), strict=True):
             np.testing.assert_allclose(
-                array, wanted[spec.name], rtol=0, atol=1e-4, err_msg=f"{spec.name} at {past}, {valid}"
+                array,
+                wanted[spec.name],
+                rtol=0,
+                atol=1e-4,
+                err_msg=f"{spec.name} at {past}, {valid}",
             )
 
 
 def test_its_phases_are_named_and_in_order():
     lowering = pipeline(detect(), threads=2)
     assert lowering.info.name == "graphlower.llvm"
-    names = [step.info.name for step in lowering.passes]
+    steps = lowering.passes  # pyright: ignore[reportAttributeAccessIssue] - by reflection
+    names = [step.info.name for step in steps]
     for earlier, later in (
         ("LowerLinears", "LegalizeOps"),
         ("LegalizeOps", "FuseOps"),

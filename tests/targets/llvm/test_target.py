@@ -79,7 +79,9 @@ def test_several_ranks_are_refused():
 
 def test_the_fingerprint_is_what_decides_the_code():
     assert LLVMTarget().fingerprint(OPTIONS) == {
-        "arch": "x86_64", "features": ["avx2", "f16c", "fma"], "threads": 2,
+        "arch": "x86_64",
+        "features": ["avx2", "f16c", "fma"],
+        "threads": 2,
     }
     found = LLVMTarget().fingerprint(replace(OPTIONS, compile={}))
     assert found["features"] == list(detect().flags)
@@ -124,7 +126,9 @@ def test_symbolic_shapes_are_refused(traced_models: TracedModels, tmp_path: Path
         "attention_mask", "its shape (1, 'past + 1') is symbolic; 'plan-kv-cache' makes it static"
     )
     assert [skip.node for skip in found] == [
-        "attention_mask", "past_key_values.0.key", "past_key_values.0.value",
+        "attention_mask",
+        "past_key_values.0.key",
+        "past_key_values.0.value",
     ]
     with pytest.raises(TargetError) as caught:
         LLVMTarget().lower(program, OPTIONS, tmp_path)
@@ -164,13 +168,31 @@ def test_a_bundle_for_another_cpu_names_what_is_lacking(
 
     monkeypatch.setattr(runner, "detect", lambda: CpuFeatures("x86_64", ("avx2",)))
     entry = ModuleEntry(
-        phase="decode", rank=0, folder="decode_40_rank0", tokens=1, inputs=(), outputs=(),
-        params=(), stored={}, aliases={},
+        phase="decode",
+        rank=0,
+        folder="decode_40_rank0",
+        tokens=1,
+        inputs=(),
+        outputs=(),
+        params=(),
+        stored={},
+        aliases={},
         target={"arch": "x86_64", "features": ["avx2", "avx512f", "fma"]},
     )
     manifest = Manifest(
-        name="tiny", digest="d", target="tvm_llvm", config={}, checkpoint={}, window=16, context=40,
-        vocabulary=8, modules=(entry,), passes=(), tools={}, files={}, sizes={},
+        name="tiny",
+        digest="d",
+        target="tvm_llvm",
+        config={},
+        checkpoint={},
+        window=16,
+        context=40,
+        vocabulary=8,
+        modules=(entry,),
+        passes=(),
+        tools={},
+        files={},
+        sizes={},
     )
     with pytest.raises(MachineLacks) as caught:
         LLVMTarget().open(Bundle(tmp_path, manifest))
