@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compiler import registry
 from compiler.config import BuildConfig, build_passes
-from compiler.contracts.errors import CompilerError, MachineLacks, raise_all
+from compiler.contracts.errors import CompilerError, CompilerErrors, MachineLacks, raise_all
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
@@ -77,6 +77,8 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     passes = (*_declared(config), *_added(target.passes(options), target.name))
     try:
         check_order(passes)
+    except CompilerErrors as several:
+        errors += several.errors
     except CompilerError as error:
         errors.append(error)
     raise_all(errors)

@@ -31,7 +31,7 @@ def yaml(tmp_path: Path) -> Path:
 def test_the_passes_are_the_yamls_and_then_the_targets(yaml: Path) -> None:
     config = load_config(yaml)
     plan = plan_build(config, locate(config, progress=Progress()))
-    names = [(planned.instance.name, planned.place) for planned in plan.passes]
+    names = [(planned.rewrite.name, planned.place) for planned in plan.passes]
     declared = [spec.name for spec in config.pass_list]
     assert [name for name, _ in names[: len(declared)]] == declared
     added = names[len(declared) :]
@@ -144,5 +144,5 @@ def test_built_passes_are_those_of_the_plan(built_bundles: BuiltBundles) -> None
     config = built_bundles.config()
     plan = plan_build(config, locate(config, progress=Progress()))
     ran = list(dict.fromkeys(record.name for record in built_bundles.result().passes))
-    assert ran == list(dict.fromkeys(planned.instance.name for planned in plan.passes))
+    assert ran == list(dict.fromkeys(planned.rewrite.name for planned in plan.passes))
     assert plan.digest == built_bundles.result().digest

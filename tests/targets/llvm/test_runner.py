@@ -100,7 +100,7 @@ def test_every_lacking_feature_is_named(
         LLVMRunner(bundle)
     assert ", ".join(sorted(flags)) in caught.value.message
     monkeypatch.setattr(runner_module, "detect", lambda: CpuFeatures("aarch64", ()))
-    with pytest.raises(MachineLacks, match="built for a CPU with .*x86_64"):
+    with pytest.raises(MachineLacks, match=r"built for a CPU with .*x86_64"):
         LLVMRunner(bundle)
 
 
