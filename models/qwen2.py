@@ -95,7 +95,7 @@ class Qwen2(ModelFamily):
         rope = _rope(config)
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
-            found.append(_not_yet(f"rope type '{rope_type}'", "rope_scaling", "'default'"))
+            found.append(_not_yet(f"rope type '{rope_type}'", _rope_key(config), "'default'"))
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             found.append(_not_yet("a partial rotary embedding", "partial_rotary_factor", "1.0"))
         if config.get("use_sliding_window"):
@@ -192,11 +192,13 @@ class Qwen2(ModelFamily):
 
 def _rope(config: Mapping[str, object]) -> Mapping[str, object]:
     """The rotary's settings: transformers 5 writes rope_parameters, older versions rope_scaling."""
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key)
-        if isinstance(rope, Mapping):
-            return rope
-    return {}
+    rope = config.get(_rope_key(config))
+    return rope if isinstance(rope, Mapping) else {}
+
+
+def _rope_key(config: Mapping[str, object]) -> str:
+    has_new = isinstance(config.get("rope_parameters"), Mapping)
+    return "rope_parameters" if has_new else "rope_scaling"
 
 
 def _rope_theta(config: Mapping[str, object]) -> object:

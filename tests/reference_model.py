@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 
@@ -23,3 +23,18 @@ def reference_logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarra
     with torch.no_grad():
         output = model(torch.tensor([list(tokens)]), use_cache=False)
     return output.logits[0].float().numpy()
+
+
+def reference_greedy(
+    model: PreTrainedModel, prompt: Sequence[int], steps: int
+) -> tuple[list[int], np.ndarray]:
+    """`steps` greedy tokens with transformers' own cache, and the logits of each, float32."""
+    cache = DynamicCache(config=model.config)
+    given, rows, tokens = list(prompt), [], []
+    while len(tokens) < steps:
+        with torch.no_grad():
+            output = model(torch.tensor([given]), past_key_values=cache, use_cache=True)
+        rows.append(output.logits[0, -1].float().numpy())
+        tokens.append(int(rows[-1].argmax()))
+        given = tokens[-1:]
+    return tokens, np.stack(rows)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from compiler_process import ROOT
+from compiler_process import ROOT, run_json
 from reference_model import load_reference
 from transformers import PreTrainedModel
 
@@ -19,6 +19,12 @@ _STORY = (
     "The lighthouse keeper had not spoken to anyone for eleven days when the boat came. "
     "It carried flour, lamp oil, a letter, and a boy who said that he had been told to stay. "
 )
+
+
+def build_trained(folder: Path) -> tuple[Path, dict[str, object]]:
+    """Build in fp32 with the command line, as a user does; the bundle and what `--json` said."""
+    result = run_json("build", MODEL, "--set", f"workspace.path={folder}", cwd=ROOT)
+    return Path(str(result["bundle"])), result
 
 
 def gguf_file() -> Path:

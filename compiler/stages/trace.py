@@ -9,10 +9,9 @@ do. Names are provenance: a node is called by its module path and operator, a te
 
 import ast
 import logging
-import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from compiler.contracts.program import (
     tidy,
 )
 from compiler.contracts.weights import CheckpointRef, cast, source, transpose
+from compiler.stitching import cache_names, is_cache, stitch_layers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 PAST_AXIS = "past"
 # What the exporter assumes of the past's length while tracing; any value that is not 0, 1 or T.
 _TRACED_PAST = 7
-_LAYER = re.compile(r"^model\.layers\.(\d+)(?=[./]|$)")
-_CACHE = re.compile(r"^(past_key_values|present)\.(\d+)(?=\.)")
 
 
 def trace(
@@ -134,9 +132,9 @@ def _exported(
                     "input_ids",
                     "attention_mask",
                     "position_ids",
-                    *_pairs("past_key_values", layers),
+                    *cache_names("past_key_values", layers),
                 ],
-                output_names=["logits", *_pairs("present", layers)],
+                output_names=["logits", *cache_names("present", layers)],
                 dynamic_shapes=(None, {1: Dim.AUTO}, None, [pair for _ in layers]),
             )
         except torch.onnx.OnnxExporterError as error:
@@ -146,10 +144,6 @@ def _exported(
             ) from error
     assert program is not None, "the dynamo exporter returns a program"
     return program.model
-
-
-def _pairs(prefix: str, layers: Iterable[int]) -> list[str]:
-    return [f"{prefix}.{index}.{kind}" for index in layers for kind in ("key", "value")]
 
 
 @contextmanager
@@ -246,113 +240,6 @@ def _is_boundary(tensor: gs.Tensor, graph: gs.Graph) -> bool:
     return any(tensor is other for other in (*graph.inputs, *graph.outputs))
 
 
-def layer_of(name: str) -> int | None:
-    """The layer that a node or tensor name belongs to."""
-    found = _LAYER.match(name)
-    return int(found[1]) if found else None
-
-
-def _moved(name: str, index: int) -> str:
-    name = _LAYER.sub(f"model.layers.{index}", name)
-    return _CACHE.sub(lambda found: f"{found[1]}.{index}", name)
-
-
-def stitch_layers(graph: gs.Graph, templates: Sequence[int]) -> gs.Graph:
-    """A graph whose layer i is a copy of the traced layer `templates[i]`.
-
-    The traced graph begins with one more layer, of the same kind as the second, so that every
-    template takes the residual stream from a layer before it. Other tensors that enter a layer
-    (cos, sin, the mask) are shared by all.
-    """
-    layers: dict[int, list[gs.Node]] = {}
-    around: list[gs.Node] = []
-    for node in graph.nodes:
-        index = layer_of(node.name)
-        (around if index is None else layers.setdefault(index, [])).append(node)
-    streams = [_stream_out(layers[index], graph) for index in range(len(layers))]
-    entry = _counterpart(layers[1], layers[0], streams[0])
-
-    tensors = {t.name: t for t in (*graph.inputs, *graph.outputs)}
-    stitched: dict[str, gs.Tensor] = {}
-    nodes = list(around)
-    stream = entry
-    for index, template in enumerate(templates):
-        replaced = {id(streams[template - 1]): stream}
-        nodes += [_moved_node(node, index, replaced, stitched) for node in layers[template]]
-        stream = stitched[_moved(streams[template].name, index)]
-    for node in around:
-        node.inputs = [
-            stream if tensor is streams[-1] else stitched.get(tensor.name, tensor)
-            for tensor in node.inputs
-        ]
-
-    count = range(len(templates))
-    parameters = [t for t in stitched.values() if layer_of(t.name) is not None and not t.inputs]
-    graph.inputs = [
-        *(t for t in graph.inputs if not _is_per_layer(t.name)),
-        *(stitched[name] for name in _pairs("past_key_values", count)),
-        *(t for t in parameters if isinstance(t, gs.Variable)),
-    ]
-    graph.outputs = [tensors["logits"], *(stitched[name] for name in _pairs("present", count))]
-    graph.nodes = nodes
-    return tidy(graph)
-
-
-def _stream_out(nodes: Sequence[gs.Node], graph: gs.Graph) -> gs.Tensor:
-    """The one tensor of a layer that is read outside of it."""
-    own = {id(node) for node in nodes}
-    found = [
-        tensor
-        for node in nodes
-        for tensor in node.outputs
-        if any(id(reader) not in own for reader in tensor.outputs)
-    ]
-    assert len(found) == 1, f"a layer passes on {[tensor.name for tensor in found]}"
-    return found[0]
-
-
-def _counterpart(
-    nodes: Sequence[gs.Node], others: Sequence[gs.Node], tensor: gs.Tensor
-) -> gs.Tensor:
-    """What `others` reads in the place where `nodes`, a layer of the same kind, reads `tensor`."""
-    for node, other in zip(nodes, others, strict=True):
-        for index, candidate in enumerate(node.inputs):
-            if candidate is tensor:
-                return other.inputs[index]
-    raise AssertionError(f"{tensor.name} is not read by the next layer")
-
-
-def _moved_node(
-    node: gs.Node, index: int, replaced: Mapping[int, gs.Tensor], stitched: dict[str, gs.Tensor]
-) -> gs.Node:
-    def moved(tensor: gs.Tensor) -> gs.Tensor:
-        if id(tensor) in replaced:
-            return replaced[id(tensor)]
-        if not _is_per_layer(tensor.name):
-            return tensor
-        name = _moved(tensor.name, index)
-        if name not in stitched:
-            stitched[name] = (
-                gs.Constant(name, tensor.values)
-                if isinstance(tensor, gs.Constant)
-                else gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape)
-            )
-        return stitched[name]
-
-    return gs.Node(
-        op=node.op,
-        name=_moved(node.name, index),
-        attrs=dict(node.attrs),
-        inputs=[moved(tensor) for tensor in node.inputs],
-        outputs=[moved(tensor) for tensor in node.outputs],
-        domain=node.domain,
-    )
-
-
-def _is_per_layer(name: str) -> bool:
-    return layer_of(name) is not None or _CACHE.match(name) is not None
-
-
 def bind_weights(
     graph: gs.Graph,
     checkpoint: CheckpointRef,
@@ -376,7 +263,7 @@ def bind_weights(
         weights={},
         checkpoint_tensors={name: tensor.shape for name, tensor in checkpoint.tensors.items()},
     )
-    for tensor in [t for t in graph.inputs if "." in t.name and not _CACHE.match(t.name)]:
+    for tensor in [t for t in graph.inputs if "." in t.name and not is_cache(t.name)]:
         name = tensor.name if tensor.name in checkpoint.tensors else "model.embed_tokens.weight"
         stored = checkpoint.tensors[name]
         assert tuple(tensor.shape) == stored.shape, f"{tensor.name}: {tensor.shape}, {stored.shape}"

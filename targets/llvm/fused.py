@@ -116,8 +116,11 @@ def _silu_mul(
     *,
     features: CpuFeatures,
 ) -> relax.Expr:
-    """FusedSiluMul(gate, up), both of one shape."""
+    """FusedSiluMul(gate, up); where `up` broadcasts, by TVM's own operators."""
     gate, up = (_bound(builder, value) for value in inputs)
+    if static_shape(gate) != static_shape(up):
+        silu = relax.op.multiply(gate, relax.op.sigmoid(gate))
+        return relax.op.multiply(silu, up)
     *batch, width = static_shape(gate)
     name = add_kernel(builder, silu_mul(prod(batch), width, features=features), "silu_mul")
     return _by_rows(builder, name, [gate, up], [])

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from compiler_process import ROOT, run_json
-from trained_model import MODEL
+from trained_model import build_trained
 
 
 @pytest.fixture(scope="session")

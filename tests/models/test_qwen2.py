@@ -99,7 +99,7 @@ def test_an_odd_head():
         (
             {"rope_parameters": {"rope_type": "llama3"}},
             "rope type 'llama3'",
-            "rope_scaling",
+            "rope_parameters",
             "'default'",
         ),
         (

@@ -1,0 +1,142 @@
+"""Memory of a build at a true size, time of a trace at a true depth."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from acceptance_table import Table
+from checkpoint_factory import write_checkpoint
+from compiler_process import command, environment, run_json
+from machine_load import busiest_quiet_second
+
+from compiler.contracts.weights import CheckpointRef
+from compiler.stages.checkpoint import locate_checkpoint
+from compiler.stages.trace import trace
+from models.qwen2 import Qwen2
+
+pytestmark = pytest.mark.accept
+
+LIMIT_BYTES = 1_500_000_000
+YAML = """\
+name: Qwen1.5-0.5B-shape-bf16-tp1-1024-1280
+frontend:
+  type: huggingface
+  checkpoint: ./checkpoint
+  shape: {input_ids: [[1024], [1280]]}
+backend: {type: tvm_llvm, dtype: bf16}
+workspace: {path: ./workspace}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gone afterwards: gigabytes."""
+    path = tmp_path_factory.mktemp("true-size")
+    yield path
+    shutil.rmtree(path)
+
+
+def resident_bytes(process: psutil.Process) -> int:
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def peak_of(build: subprocess.Popen[str], output: Path) -> int:
+    """Resident bytes of a process and its descendants, sampled from here until it ends."""
+    process, peak = psutil.Process(build.pid), 0
+    while build.poll() is None:
+        try:
+            peak = max(peak, resident_bytes(process))
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.02)
+    assert build.wait() == 0, output.read_text()
+    return peak
+
+
+def test_a_build_at_true_size(table: Table, folder: Path) -> None:
+    write_checkpoint(
+        folder / "checkpoint",
+        hidden=1024,
+        layers=24,
+        heads=16,
+        kv_heads=16,
+        intermediate=2816,
+        vocabulary=151936,
+        tied=True,
+        dtype="bfloat16",
+    )
+    (folder / "model.yaml").write_text(YAML)
+    output = folder / "output.txt"
+    began = time.perf_counter()
+    with output.open("w") as stream:
+        build = subprocess.Popen(
+            command("build", "model.yaml", "--json"),
+            cwd=folder,
+            env=environment(),
+            stdout=(folder / "result.json").open("w"),
+            stderr=stream,
+            text=True,
+        )
+        peak = peak_of(build, output)
+    elapsed = time.perf_counter() - began
+    result = read_json(folder / "result.json")
+    for stage in result["stages"]:
+        table.note(
+            f"Qwen1.5-0.5B's shape, bf16, build: {stage['name']}",
+            measured=f"{stage['seconds']:.1f} s, peak {stage['peak_rss_bytes'] / 1e6:.0f} MB",
+        )
+    reported = max(stage["peak_rss_bytes"] for stage in result["stages"])
+    bundle = Path(str(result["bundle"]))
+    params = (bundle / "params" / "rank0.safetensors").stat().st_size
+    run = run_json(
+        "run", bundle, "--token-ids", "1,2,3,4,5", "--max-tokens", "8", "--threads", "2", cwd=folder
+    )
+    assert len(run["tokens"]) >= 1  # type: ignore[arg-type]
+    table.judge(
+        f"Qwen1.5-0.5B's shape, bf16 ({params / 1e9:.2f} GB of parameters), build: peak of all"
+        " processes, seen from outside",
+        wanted="< 1.5 GB",
+        measured=f"{peak / 1e9:.2f} GB in {elapsed:.0f} s; by its own stages {reported / 1e9:.2f} GB",
+        is_met=max(peak, reported) < LIMIT_BYTES,
+    )
+
+
+def read_json(path: Path) -> dict:
+    import json
+
+    return json.loads(path.read_text())
+
+
+def seconds_of_trace(checkpoint: CheckpointRef) -> float:
+    began = time.perf_counter()
+    trace(Qwen2(), checkpoint, window=128, context=1024)
+    return time.perf_counter() - began
+
+
+def test_tracing_takes_the_same_time_at_any_depth(table: Table, folder: Path) -> None:
+    checkpoints = [
+        locate_checkpoint(str(write_checkpoint(folder / str(layers), layers=layers)), base=folder)
+        for layers in (2, 80)
+    ]
+    load = busiest_quiet_second(limit_seconds=300)
+    seconds_of_trace(checkpoints[0])
+    # In turns, the least of each: what others take away only ever adds.
+    rounds = [[seconds_of_trace(one) for one in checkpoints] for _ in range(4)]
+    shallow, deep = (min(times) for times in zip(*rounds, strict=True))
+    table.judge(
+        "tracing 80 layers against 2, stitching included",
+        wanted="within 2x",
+        measured=f"{deep:.1f} s against {shallow:.1f} s: {deep / shallow:.2f}x"
+        f" (others' load at the start {load:.2f} cores)",
+        is_met=deep < 2 * shallow,
+    )
