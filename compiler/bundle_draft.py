@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.contracts.program import Phase, TensorSpec
+from compiler.contracts.program import LogitsOf, Phase, TensorSpec
 from compiler.contracts.weights import Weight
 from compiler.params_file import ParamsLayout, params_layout
 
@@ -23,6 +23,7 @@ class ModuleDraft:
         params: Parameter names in the order of the call.
         weights: Parameter name -> expression; holds every name of `params`.
         aliases: Output name -> the input that is written in place.
+        logits_of: Whose logits it gives.
         target: What the target keeps for itself, JSON values.
     """
 
@@ -35,6 +36,7 @@ class ModuleDraft:
     params: tuple[str, ...]
     weights: Mapping[str, Weight]
     aliases: Mapping[str, str]
+    logits_of: LogitsOf
     target: Mapping[str, object]
 
 

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from compiler.contracts.bundle import MANIFEST_FILE, SCHEMA_VERSION, Manifest, ModuleEntry
 from compiler.contracts.errors import BundleError
-from compiler.contracts.program import PHASES, Phase, TensorSpec
+from compiler.contracts.program import LOGITS_OF, PHASES, TensorSpec
 
 _VERSION_KEY = "schema_version"
 _HASH_KEY = "sha256"
 
 _Value = TypeVar("_Value")
+_Word = TypeVar("_Word", bound=str)
 
 
 def manifest_to_json(manifest: Manifest) -> str:
@@ -141,7 +142,7 @@ class _Reader:
         fields = self.fields(tree, ModuleEntry.__dataclass_fields__, at=at)
         params = self.items(fields["params"], at=f"{at}.params")
         entry = ModuleEntry(
-            phase=self.phase(fields["phase"], at=f"{at}.phase"),
+            phase=self.one_of(fields["phase"], PHASES, at=f"{at}.phase"),
             rank=self.count(fields["rank"], at=f"{at}.rank"),
             folder=self.relative(fields["folder"], at=f"{at}.folder"),
             tokens=self.count(fields["tokens"], at=f"{at}.tokens"),
@@ -150,6 +151,7 @@ class _Reader:
             params=tuple(self.text(name, at=f"{at}.params") for name in params),
             stored=self.mapping(fields["stored"], self.text, at=f"{at}.stored"),
             aliases=self.mapping(fields["aliases"], self.text, at=f"{at}.aliases"),
+            logits_of=self.one_of(fields["logits_of"], LOGITS_OF, at=f"{at}.logits_of"),
             target=self.tree(fields["target"], at=f"{at}.target"),
         )
         if set(entry.stored) != set(entry.params):
@@ -205,11 +207,11 @@ class _Reader:
             raise self.wrong(at, repr(value), "a number, not negative")
         return value
 
-    def phase(self, value: object, *, at: str) -> Phase:
-        for phase in PHASES:
-            if value == phase:
-                return phase
-        raise self.wrong(at, repr(value), " or ".join(PHASES))
+    def one_of(self, value: object, known: Sequence[_Word], *, at: str) -> _Word:
+        for word in known:
+            if value == word:
+                return word
+        raise self.wrong(at, repr(value), " or ".join(known))
 
     def sha256(self, value: object, *, at: str) -> str:
         text = self.text(value, at=at)

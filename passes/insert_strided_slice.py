@@ -18,6 +18,8 @@ from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Ski
 from compiler.contracts.program import Phase, Program, tidy
 from passes._match import add_node, produced_by, through
 
+Position = Literal["last", "last_valid"]
+
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -39,7 +41,7 @@ def _kept_row(program: Program, hidden: gs.Tensor, position: str) -> gs.Tensor:
     return add_node(graph, "Gather", "lm_head/Gather", [hidden, row], attrs={"axis": 1})
 
 
-def insert_strided_slice(program: Program, position: str) -> PassReport:
+def insert_strided_slice(program: Program, position: Position) -> PassReport:
     """Put the slice before the head."""
     graph = program.graph
     head = _head(graph)
@@ -51,6 +53,7 @@ def insert_strided_slice(program: Program, position: str) -> PassReport:
     kept = _kept_row(program, head.inputs[0], position)
     head.inputs = [kept, head.inputs[1]]
     logits.shape = [logits.shape[0], 1, logits.shape[2]]
+    program.logits_of = position
     tidy(graph)
     return PassReport((head.name,))
 
@@ -64,7 +67,7 @@ class InsertStridedSlice(Pass):
     after: ClassVar = ("fold-mask",)
     contract: ClassVar = Contract.changes("logits")
     changes_signature: ClassVar = True
-    position: Literal["last", "last_valid"] = "last_valid"
+    position: Position = "last_valid"
 
     def required(self) -> tuple[str, ...]:
         """`last_valid` reads the valid_length that fold-mask makes."""

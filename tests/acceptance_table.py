@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from compiler_process import ROOT
-from machine_load import bandwidth
+from machine_load import bandwidth, wait_for_quiet
 
 from targets.llvm.features import detect
 
@@ -42,6 +42,7 @@ class Table:
 
 def begin_table() -> Table:
     """A new file with the machine on top."""
+    wait_for_quiet(limit_seconds=120)
     speeds = {threads: bandwidth(threads) for threads in (1, 2)}
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],

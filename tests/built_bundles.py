@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytest
 from checkpoint_factory import change_config, write_checkpoint
 
-from compiler.config import BuildConfig, load_config
+from compiler.config import DEFAULT_PASSES, BuildConfig, load_config
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.weights import CheckpointRef
 from compiler.workflows import build as build_workflow
@@ -43,6 +43,7 @@ class TinyModel:
         dtype: `backend.dtype`.
         context: None builds prefill alone.
         features: `backend.compile.features`; None leaves them to the machine.
+        kept: `position` of insert-strided-slice; `all` leaves the slice out.
     """
 
     name: str = "tiny"
@@ -59,6 +60,7 @@ class TinyModel:
     window: int = 32
     context: int | None = 48
     features: tuple[str, ...] | None = None
+    kept: Literal["all", "last", "last_valid"] = "last_valid"
 
 
 TINY = TinyModel()
@@ -112,10 +114,19 @@ def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
             },
         },
         "backend": {"type": "tvm_llvm", "dtype": model.dtype, "compile": compiled},
+        "passes": _passes(model),
         "workspace": {"path": str(path.parent / "workspace")},
     }
     path.write_text(json.dumps(tree, indent=2), encoding="utf-8")
     return path
+
+
+def _passes(model: TinyModel) -> list[object] | None:
+    if model.kept == "last_valid":
+        return None
+    kept = [] if model.kept == "all" else [{"insert-strided-slice": {"position": model.kept}}]
+    others = [name for name in DEFAULT_PASSES if name != "insert-strided-slice"]
+    return [*others, *kept]
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def make_module(folder: Path, phase: Phase, *, rank: int = 0) -> ModuleDraft:
         params=tuple(weights),
         weights=weights,
         aliases={"k2": "k"},
+        logits_of="last_valid" if phase == "prefill" else "all",
         target={"entry": "main", "features": ["avx2"]},
     )
 

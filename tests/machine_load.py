@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -58,7 +57,7 @@ def quiet_blocks(work: Callable[[], float], *, wanted: int, limit_seconds: float
 
 
 def bandwidth(threads: int, *, megabytes: int = 512) -> float:
-    """Bytes a second that `threads` threads read together: sums of a large array, median of five."""
+    """Bytes a second that `threads` threads read together: sums of an array, the best of nine."""
     array = np.ones(megabytes * 250_000, np.float32)
     parts = np.array_split(array, threads)
 
@@ -68,10 +67,10 @@ def bandwidth(threads: int, *, megabytes: int = 512) -> float:
         return array.nbytes / (time.perf_counter() - began)
 
     with ThreadPoolExecutor(threads) as pool:
-        return median(once(pool) for _ in range(5))
+        return max(once(pool) for _ in range(9))
 
 
-def busiest_quiet_second(limit_seconds: float) -> float:
+def wait_for_quiet(limit_seconds: float) -> float:
     """Wait until others leave the machine alone for a second, up to a limit; their load then."""
     blocks = quiet_blocks(_one_second, wanted=1, limit_seconds=limit_seconds)
     return blocks[0].others

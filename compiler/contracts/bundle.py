@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.contracts.program import Phase, TensorSpec
+from compiler.contracts.program import LogitsOf, Phase, TensorSpec
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -34,6 +34,7 @@ class ModuleEntry:
         params: Parameter names in the order of the call, after the activations.
         stored: Parameter name -> tensor name in the rank's parameter file.
         aliases: Output name -> input name.
+        logits_of: Whose logits it gives; `last` asks for windows that are full.
         target: What the target keeps for itself (entry point, CPU features, ...), JSON values.
     """
 
@@ -46,6 +47,7 @@ class ModuleEntry:
     params: tuple[str, ...]
     stored: Mapping[str, str]
     aliases: Mapping[str, str]
+    logits_of: LogitsOf
     target: Mapping[str, object]
 
 

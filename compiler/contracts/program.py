@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 Phase = Literal["prefill", "decode"]
+# Whose logits a graph gives: every row's, the last row's (be it padding), the last real token's.
+LogitsOf = Literal["all", "last", "last_valid"]
+LOGITS_OF: tuple[LogitsOf, ...] = ("all", "last", "last_valid")
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 # A larger tensor is a parameter, never a constant of the skeleton.
@@ -47,6 +50,7 @@ class Program:
         weights: Parameter name -> expression over the checkpoint.
         checkpoint_tensors: Name and shape of every tensor of the checkpoint, for invariants.
         aliases: Output name -> the input that a target updates in place to make it.
+        logits_of: Whose logits it gives.
         functions: The fused operators that the graph calls, as ONNX functions by name.
     """
 
@@ -58,6 +62,7 @@ class Program:
     weights: dict[str, Weight]
     checkpoint_tensors: Mapping[str, tuple[int, ...]]
     aliases: dict[str, str] = field(default_factory=dict[str, str])
+    logits_of: LogitsOf = "all"
     functions: dict[str, "onnx.FunctionProto"] = field(
         default_factory=dict[str, "onnx.FunctionProto"]
     )
@@ -67,7 +72,7 @@ class Program:
         rest = (self.tokens, self.context, self.layers, self.weights)
         shapes = dict(self.checkpoint_tensors)
         data = self.model().SerializeToString(deterministic=True)
-        return (_revive, (self.phase, data, *rest, shapes, self.aliases))
+        return (_revive, (self.phase, data, *rest, shapes, self.aliases, self.logits_of))
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The activations that a caller gives, in order."""
@@ -167,6 +172,7 @@ def _revive(
     weights: dict[str, Weight],
     checkpoint_tensors: dict[str, tuple[int, ...]],
     aliases: dict[str, str],
+    logits_of: LogitsOf,
 ) -> Program:
     import onnx
     import onnx_graphsurgeon as gs
@@ -184,6 +190,7 @@ def _revive(
         weights=weights,
         checkpoint_tensors=checkpoint_tensors,
         aliases=aliases,
+        logits_of=logits_of,
         functions=functions,
     )
 

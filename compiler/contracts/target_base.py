@@ -115,10 +115,17 @@ class WindowedRunner(Runner):
     """A runner over a bundle's two graphs: prompts in windows of P, single tokens by decode.
 
     A target implements `step`; windows, padding and the context check are done here, once.
+
+    Attributes:
+        window: Tokens of a prefill call, P.
+        has_decode: Whether there is a decode graph.
+        takes_padding: Whether the prefill graph gives the logits of the last real token; where it
+            gives the last row's, what does not fill a window is read token by token.
     """
 
     window: int
     has_decode: bool = True
+    takes_padding: bool = True
 
     @abstractmethod
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
@@ -137,10 +144,18 @@ class WindowedRunner(Runner):
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Windows of P for several tokens, the decode graph for one."""
         self.check_tokens(tokens)
+        if not self.takes_padding and not self.has_decode and len(tokens) % self.window:
+            raise RunError(
+                f"{len(tokens)} tokens do not fill windows of {self.window}, and the bundle gives "
+                "the logits of a window's last row",
+                hint="build with insert-strided-slice: {position: last_valid}, or with a context",
+            )
         logits = np.empty(0, np.float32)
         start = 0
         while start < len(tokens):
             chunk = tokens[start : start + self.window]
+            if len(chunk) < self.window and not self.takes_padding:
+                chunk = chunk[:1]
             phase: Phase = "decode" if len(chunk) == 1 and self.has_decode else "prefill"
             width = 1 if phase == "decode" else self.window
             ids = np.zeros((1, width), np.int64)

@@ -166,6 +166,7 @@ def _entry(module: ModuleDraft, draft: BundleDraft, plan: ParamsPlan) -> ModuleE
         params=module.params,
         stored=plan.stored[module.phase],
         aliases=module.aliases,
+        logits_of=module.logits_of,
         target=module.target,
     )
 

@@ -121,6 +121,7 @@ def _module(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
         params=lowered.params,
         weights=program.weights,
         aliases=program.aliases,
+        logits_of=program.logits_of,
         target=lowered.facts,
     )
 

@@ -40,6 +40,7 @@ class LLVMRunner(WindowedRunner):
         manifest = bundle.manifest
         self.window, self.context = manifest.window, manifest.context
         self.vocabulary = manifest.vocabulary
+        self.takes_padding = all(entry.logits_of != "last" for entry in entries)
         self.has_decode = any(entry.phase == "decode" for entry in entries)
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._functions = {entry.phase: self._load(bundle, entry) for entry in entries}
@@ -64,7 +65,9 @@ class LLVMRunner(WindowedRunner):
             for spec in self._entries[phase].inputs
         ]
         outputs = self._functions[phase](*arguments, *self._params[phase])
-        return np.from_dlpack(outputs[0]).reshape(-1)[-self.vocabulary :].copy()
+        logits = np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)
+        # Every token's, where the slice was left out; else the wanted one's alone.
+        return logits[valid - 1 if len(logits) > 1 else 0].copy()
 
     def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Function":
         library = bundle.path / entry.folder / str(entry.target["library"])

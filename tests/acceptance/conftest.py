@@ -19,5 +19,5 @@ def table() -> Table:
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """SmolLM2-135M in fp32, built by the command line."""
     folder = tmp_path_factory.mktemp("trained")
-    yield build_trained(folder)[0]
+    yield build_trained(folder)
     shutil.rmtree(folder)

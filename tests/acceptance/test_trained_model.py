@@ -1,6 +1,5 @@
 """SmolLM2-135M: equal to transformers, and as fast as is claimed."""
 
-import json
 from pathlib import Path
 from statistics import median
 
@@ -76,7 +75,7 @@ def test_greedy_tokens_equal_transformers(table: Table, trained_bundle: Path) ->
         f"SmolLM2-135M fp32, {len(given)} prompts, {TOKENS} greedy tokens against transformers'"
         " reading of the GGUF file: tokens",
         wanted="all equal",
-        measured=f"{len(given) - len(unequal)} of {len(given)} prompts equal {unequal or ''}",
+        measured=f"{len(given) - len(unequal)} of {len(given)} prompts equal {', '.join(unequal)}",
         is_met=not unequal,
     )
     table.judge(
@@ -89,7 +88,8 @@ def test_greedy_tokens_equal_transformers(table: Table, trained_bundle: Path) ->
 
 def test_speed_on_two_threads(table: Table, trained_bundle: Path) -> None:
     tests = ROOT / "tests"
-    found = run_python(SPEEDS, trained_bundle, tests, str(LIMIT_SECONDS), cwd=tests)
+    folder = trained_bundle.parent
+    found = run_python(SPEEDS, trained_bundle, tests, str(LIMIT_SECONDS), cwd=folder)
     blocks = {name: np.array(pairs) for name, pairs in found.items()}
     loads = ", ".join(f"{name} {pairs[:, 1].max():.2f}" for name, pairs in blocks.items())
     table.note(
@@ -117,10 +117,3 @@ def test_speed_on_two_threads(table: Table, trained_bundle: Path) -> None:
         measured=f"{milliseconds:.0f} ms",
         is_met=milliseconds < 400,
     )
-
-
-def test_the_table_is_markdown(table: Table) -> None:
-    """Every row has the four columns, whatever a message held."""
-    rows = [line for line in table.file.read_text().splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {5}
-    assert json.dumps(rows)

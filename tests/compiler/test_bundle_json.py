@@ -34,6 +34,7 @@ MANIFEST = Manifest(
             params=("b", "a"),
             stored={"b": "a", "a": "a"},
             aliases={},
+            logits_of="last_valid",
             target={"threads": 2},
         ),
     ),

@@ -12,6 +12,5 @@ from trained_model import build_trained
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """SmolLM2-135M in fp32, built by the command line as a user builds it."""
     folder = tmp_path_factory.mktemp("trained")
-    result = run_json("build", MODEL, "--set", f"workspace.path={folder / 'build'}", cwd=ROOT)
-    yield Path(str(result["bundle"]))
+    yield build_trained(folder / "build")
     shutil.rmtree(folder)  # half a gigabyte, which pytest would keep

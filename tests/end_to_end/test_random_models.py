@@ -27,6 +27,9 @@ MODELS = [
     TinyModel("six-heads-on-three", hidden=64, heads=6, kv_heads=3, head_dim=20, vocabulary=130),
     TinyModel("true-vocabulary", vocabulary=151936, layers=1, tied=True),
     TinyModel("bf16", stored="bfloat16", dtype="bf16", tied=True),
+    # Logits of every token, or of the last row: a padded window must not be asked for its padding.
+    TinyModel("no-slice", kept="all"),
+    TinyModel("slice-of-the-last-row", kept="last"),
     TinyModel("fp16", stored="float16", dtype="fp16", hidden=56, heads=7, kv_heads=1),
 ]
 PREFILL_ONLY = TinyModel("prefill-only", context=None)

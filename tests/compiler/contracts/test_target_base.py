@@ -56,6 +56,25 @@ def test_without_a_decode_graph_one_token_is_a_padded_window() -> None:
     assert runner.calls == [("prefill", [[5, 0, 0, 0]], 0, 1)]
 
 
+def test_a_graph_that_gives_the_last_row_never_sees_padding() -> None:
+    runner = RecordingRunner()
+    runner.takes_padding = False
+    runner.extend([1, 2, 3, 4, 5, 6])
+    assert runner.calls == [
+        ("prefill", [[1, 2, 3, 4]], 0, 4),
+        ("decode", [[5]], 4, 1),
+        ("decode", [[6]], 5, 1),
+    ]
+
+
+def test_without_a_decode_graph_it_refuses_what_does_not_fill_its_windows() -> None:
+    runner = RecordingRunner(has_decode=False)
+    runner.takes_padding = False
+    with pytest.raises(RunError, match="6 tokens do not fill windows of 4"):
+        runner.extend([1, 2, 3, 4, 5, 6])
+    assert runner.calls == []
+
+
 def test_tokens_go_on_behind_those_before() -> None:
     runner = RecordingRunner()
     runner.extend([1, 2, 3])

@@ -177,6 +177,7 @@ def test_a_bundle_for_another_cpu_names_what_is_lacking(
         params=(),
         stored={},
         aliases={},
+        logits_of="last_valid",
         target={"arch": "x86_64", "features": ["avx2", "avx512f", "fma"]},
     )
     manifest = Manifest(
