@@ -16,7 +16,7 @@ from compiler.workflows.run import open_session
 pytestmark = pytest.mark.accept
 
 TOKENS = 64
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 240
 
 # Runs where neither torch nor TVM's compiler is loaded; each block is long enough for the
 # hundredths of a second in which the kernel counts.

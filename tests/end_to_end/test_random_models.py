@@ -144,12 +144,13 @@ def test_a_second_chat_turn_ends_near_the_context(
         read: list[int] = []
         extend = session.runner.extend
         session.runner.extend = lambda tokens: read.append(len(tokens)) or extend(tokens)
-        for _ in session.chat(messages, options):
+        # However long the first answer was, this one runs until the context is full.
+        for _ in session.chat(messages, GenerateOptions(max_tokens=100, keep_logits=True)):
             pass
         generation = session.last
     assert generation is not None
     assert generation.logits is not None
-    assert generation.prompt_tokens == len(prompt) >= 36
+    assert generation.prompt_tokens == len(prompt) >= 30
     assert read[0] < len(prompt) / 2  # the first turn was not read again
     assert generation.finish_reason == "length"
     assert len(prompt) + len(generation.tokens) == 49
