@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files anew; review their diff before you commit it",
     )
+
+
+def pytest_configure() -> None:
+    """Behind `nohup` or `&` a process ignores Ctrl-C, and so would every process of the tests."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
