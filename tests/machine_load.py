@@ -50,7 +50,7 @@ def quiet_blocks(work: Callable[[], float], *, wanted: int, limit_seconds: float
     while sum(block.others < QUIET_CORES for block in blocks) < wanted:
         blocks.append(measured(work))
         if blocks[-1].others >= QUIET_CORES:
-            time.sleep(0.5)
+            time.sleep(0.2)
         if time.monotonic() > end:
             break
     return sorted(blocks, key=lambda block: block.others)[:wanted]
