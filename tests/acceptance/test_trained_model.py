@@ -18,8 +18,8 @@ pytestmark = pytest.mark.accept
 TOKENS = 64
 LIMIT_SECONDS = 240
 
-# Runs where neither torch nor TVM's compiler is loaded. A block is long enough for the hundredths of
-# a second in which the kernel counts, and short enough to fall between what others do.
+# Runs where neither torch nor TVM's compiler is loaded. A block is long enough for the hundredths
+# of a second in which the kernel counts, and short enough to fall between what others do.
 SPEEDS = """
 import json, sys, time
 sys.path.append(sys.argv[2])
