@@ -294,6 +294,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves():
         chat.process.send_signal(signal.SIGINT)
         assert "ris." not in chat.until("stopped")
         chat.until("> ")
+        time.sleep(1)  # readline prints its prompt before it listens for signals
         chat.process.send_signal(signal.SIGINT)
         chat.until("> ")
         chat.say("\x04")
