@@ -44,7 +44,6 @@ def lines_until(stream: IO[str], beginning: str) -> Iterator[str]:
     [
         ("trace ...", 0.1),  # while the child starts
         ("trace ...", 2.0),
-        ("lower ...", 0.1),
         ("lower ...", 1.5),
         ("package: ", 0.0),  # a quarter is written
     ],
