@@ -184,26 +184,8 @@ def fold_mask(program: Program) -> PassReport:
     forms = [form for form in recognised if not isinstance(form, str)]
     past_length = gs.Variable("past_length", dtype=np.int64, shape=[1])
     valid_length = gs.Variable("valid_length", dtype=np.int64, shape=[1])
-    rows = (
-        add_node(graph, "Add", "model.mask/rows", [past_length, np.arange(tokens, dtype=np.int64)])
-        if tokens * 8 <= 1024
-        else _ranged_rows(graph, past_length, tokens)
-    )
-    position_ids = add_node(
-        graph, "Unsqueeze", "model.mask/position_ids", [rows, np.array([0], np.int64)]
-    )
-    replace_uses(graph, inputs["position_ids"], position_ids)
-    cache = next(tensor for name, tensor in inputs.items() if name.startswith("past_key_values."))
-    past_axis = add_node(
-        graph, "Shape", "model.mask/past_axis", [cache], attrs={"start": 2, "end": 3}
-    )
-    length = add_node(graph, "Add", "model.mask/length", [past_axis, np.array([tokens], np.int64)])
-    scalar = add_node(
-        graph, "Squeeze", "model.mask/length_scalar", [length, np.array([0], np.int64)]
-    )
-    columns = add_node(
-        graph, "Range", "model.mask/columns", [np.array(0, np.int64), scalar, np.array(1, np.int64)]
-    )
+    replace_uses(graph, inputs["position_ids"], _position_ids(graph, past_length, tokens))
+    columns = _columns(graph, tokens)
     for index, (mask, (blocked, rank)) in enumerate(zip(masks, forms, strict=True)):
         suffix = f"_{index}" if index else ""
         folded = add_node(
@@ -211,7 +193,7 @@ def fold_mask(program: Program) -> PassReport:
             "CausalMask",
             f"model.mask/CausalMask{suffix}",
             [columns, past_length, valid_length],
-            attrs={"tokens": tokens, "blocked": float(blocked)},
+            attrs={"tokens": tokens, "blocked": blocked},
             is_fused=True,
         )
         if rank > 2:
@@ -219,24 +201,32 @@ def fold_mask(program: Program) -> PassReport:
             folded = add_node(graph, "Unsqueeze", f"model.mask/Unsqueeze{suffix}", [folded, axes])
         replace_uses(graph, mask, folded)
     program.functions[CAUSAL_MASK.name] = CAUSAL_MASK
-    graph.inputs = [
-        inputs["input_ids"],
-        past_length,
-        valid_length,
-        *(t for n, t in inputs.items() if n not in ("input_ids", "attention_mask", "position_ids")),
-    ]
+    replaced = ("input_ids", "attention_mask", "position_ids")
+    kept = [tensor for tensor in graph.inputs if tensor.name not in replaced]
+    graph.inputs = [inputs["input_ids"], past_length, valid_length, *kept]
     tidy(graph)
     return PassReport(tuple(mask.name for mask in masks))
 
 
-def _ranged_rows(graph: gs.Graph, past_length: gs.Tensor, tokens: int) -> gs.Tensor:
-    offsets = add_node(
-        graph,
-        "Range",
-        "model.mask/offsets",
-        [np.array(0, np.int64), np.array(tokens, np.int64), np.array(1, np.int64)],
-    )
-    return add_node(graph, "Add", "model.mask/rows", [past_length, offsets])
+def _position_ids(graph: gs.Graph, past_length: gs.Tensor, tokens: int) -> gs.Tensor:
+    """past_length + [0 .. T - 1], as [1, T]."""
+    bounds = [np.array(bound, np.int64) for bound in (0, tokens, 1)]
+    offsets = add_node(graph, "Range", "model.mask/offsets", bounds)
+    rows = add_node(graph, "Add", "model.mask/rows", [past_length, offsets])
+    axis = np.array([0], np.int64)
+    return add_node(graph, "Unsqueeze", "model.mask/position_ids", [rows, axis])
+
+
+def _columns(graph: gs.Graph, tokens: int) -> gs.Tensor:
+    """[0 .. past + T - 1], its length read off a cache's past axis."""
+    cache = next(tensor for tensor in graph.inputs if tensor.name.startswith("past_key_values."))
+    axis: dict[str, object] = {"start": 2, "end": 3}
+    past = add_node(graph, "Shape", "model.mask/past_axis", [cache], attrs=axis)
+    length = add_node(graph, "Add", "model.mask/length", [past, np.array([tokens], np.int64)])
+    only = np.array([0], np.int64)
+    scalar = add_node(graph, "Squeeze", "model.mask/length_scalar", [length, only])
+    first, step = np.array(0, np.int64), np.array(1, np.int64)
+    return add_node(graph, "Range", "model.mask/columns", [first, scalar, step])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ _LAYOUT = (
     "Unsqueeze",
     "Squeeze",
     "DequantizeLinear",
-    "Mul",
 )
 
 

@@ -141,7 +141,7 @@ def _check_features(bundle: Bundle, entry: ModuleEntry) -> None:
 
 def _set_threads(threads: int | None) -> None:
     """TVM's pool counts physical cores and reads this variable when its first kernel runs."""
-    count = threads or len(os.sched_getaffinity(0))
-    os.environ.setdefault("TVM_NUM_THREADS", str(count))
-    if threads is not None:
+    if threads is None:
+        os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    else:
         os.environ["TVM_NUM_THREADS"] = str(threads)

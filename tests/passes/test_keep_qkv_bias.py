@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from program_runs import run_pass
@@ -128,6 +129,15 @@ def _sum_before_the_product(program: Program) -> None:
     product.outputs[0] = after
 
 
+def _scale(program: Program) -> None:
+    total = _node(program, f"{LAYER}.v_proj/Add")
+    scaled = gs.Variable("scaled")
+    factor = gs.Constant("factor", np.array(2, np.float32))
+    bias = _tensor(program, f"{LAYER}.v_proj.bias")
+    program.graph.nodes.append(gs.Node("Mul", "scaled", inputs=[bias, factor], outputs=[scaled]))
+    total.inputs[1] = scaled
+
+
 BROKEN = {
     "bias dropped in one layer": _drop_in_one_layer,
     "bias added twice": _add_twice,
@@ -137,6 +147,7 @@ BROKEN = {
     "the Add bypassed, and live": _bypass_beside_a_live_sum,
     "bias subtracted": _subtract,
     "bias added before the product": _sum_before_the_product,
+    "bias scaled": _scale,
 }
 
 
