@@ -1,6 +1,5 @@
 """config, targets -> comparisons: identical tokens to each, the first target is the reference."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 from compiler import registry
 from compiler.bundle_place import existing_bundle
 from compiler.config import BuildConfig
-from compiler.contracts.bundle import MANIFEST_FILE
 from compiler.contracts.comparison import Comparison
 from compiler.contracts.errors import MachineLacks, RunError
 from compiler.contracts.progress import Progress
@@ -80,7 +78,14 @@ def compare(
     loaded = [registry.load_target(name)() for name in names]
     _refuse_missing(loaded)
     checkpoint = locate(config, progress=progress)
-    inputs = _inputs(config, checkpoint, prompts, tokens=tokens, seed=seed)
+    inputs = _random_inputs(config, checkpoint, tokens=tokens, seed=seed)
+    inputs += _text_inputs(config, checkpoint, prompts, tokens=tokens, progress=progress)
+    if not inputs:
+        raise RunError(
+            f"nothing to compare: {tokens} tokens leave no room in a context of "
+            f"{config.frontend.shape.context_or_window}",
+            hint="ask for fewer tokens, or build with a longer context",
+        )
     references = _decode(_open(loaded[0], config, checkpoint, progress), inputs, tokens)
     return tuple(
         _compare_one(
@@ -101,36 +106,45 @@ def _refuse_missing(targets: Sequence[Target]) -> None:
             raise MachineLacks(f"target '{target.name}' cannot run here: {missing}")
 
 
-def _inputs(
-    config: BuildConfig,
-    checkpoint: CheckpointRef,
-    prompts: Sequence[str],
-    *,
-    tokens: int,
-    seed: int,
+def _random_inputs(
+    config: BuildConfig, checkpoint: CheckpointRef, *, tokens: int, seed: int
 ) -> list[list[int]]:
-    """Seeded random tokens of several lengths, then the texts, as far as they fit the context."""
+    """Seeded random tokens of several lengths, as far as they fit the context."""
     shape = config.frontend.shape
     room = shape.context_or_window - tokens
     vocabulary = checkpoint.config["vocab_size"]
     assert isinstance(vocabulary, int), "verified with the tensors"
     generator = np.random.default_rng(seed)
     lengths = [min(max(1, int(shape.window * share)), room) for share in _WINDOWS]
-    inputs = [
+    return [
         generator.integers(0, vocabulary, length).tolist()
         for length in dict.fromkeys(lengths)
         if length > 0
     ]
+
+
+def _text_inputs(
+    config: BuildConfig,
+    checkpoint: CheckpointRef,
+    prompts: Sequence[str],
+    *,
+    tokens: int,
+    progress: Progress,
+) -> list[list[int]]:
+    """The texts as tokens; one that cannot be compared is said, not dropped in silence."""
+    room = config.frontend.shape.context_or_window - tokens
     text = Text.open(checkpoint.path)
-    if text.has_tokenizer:
-        encoded = [text.encode(prompt) for prompt in prompts]
-        inputs += [ids for ids in encoded if 0 < len(ids) <= room]
-    if not inputs:
-        raise RunError(
-            f"nothing to compare: {tokens} tokens leave no room in a context of {room + tokens}",
-            hint="ask for fewer tokens, or build with a longer context",
-        )
-    return inputs
+    if not text.has_tokenizer:
+        progress.note("the checkpoint has no tokenizer: random tokens alone are compared")
+        return []
+    found: list[list[int]] = []
+    for prompt in prompts:
+        ids = text.encode(prompt)
+        if 0 < len(ids) <= room:
+            found.append(ids)
+        else:
+            progress.note(f"left out: {prompt[:40]!r} has {len(ids)} tokens, {room} fit")
+    return found
 
 
 def _open(
@@ -147,12 +161,11 @@ def _open(
 def _built(config: BuildConfig, checkpoint: CheckpointRef, progress: Progress) -> Path:
     """The user's bundle where it is the one of this configuration; else one beside it, our own."""
     theirs = config.workspace_path / config.name
-    if os.path.lexists(theirs / MANIFEST_FILE):
-        standing = existing_bundle(theirs)
-        if standing is None or standing.manifest.digest != plan_build(config, checkpoint).digest:
-            ours = config.workspace_path / "compare" / config.name
-            return build(config, output=ours, force=True, progress=progress).bundle
-    return build(config, progress=progress).bundle
+    standing = existing_bundle(theirs)
+    if standing is None or standing.manifest.digest == plan_build(config, checkpoint).digest:
+        return build(config, progress=progress).bundle
+    ours = config.workspace_path / "compare" / config.name
+    return build(config, output=ours, force=True, progress=progress).bundle
 
 
 def _decode(runner: Runner, inputs: Sequence[Sequence[int]], tokens: int) -> list[Trajectory]:

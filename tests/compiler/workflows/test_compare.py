@@ -13,6 +13,7 @@ from compiler.contracts.bundle import Bundle
 from compiler.contracts.comparison import Comparison
 from compiler.contracts.errors import ConfigError, MachineLacks, RunError
 from compiler.contracts.program import Program
+from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import Probe, Runner
 from compiler.contracts.weights import CheckpointRef
 from compiler.workflows.compare import compare
@@ -77,6 +78,29 @@ def test_a_dropped_bias_fails(
     failed = [tensor for tensor in comparison.tensors if tensor.status == "fail"]
     assert len(failed) == len(comparison.tensors)
     assert min(tensor.max_abs for tensor in failed) > 1e-2
+
+
+def test_a_prompt_that_is_not_compared_is_said(built_bundles: BuiltBundles) -> None:
+    built_bundles.bundle()
+    said: list[str] = []
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    prompts = ("t1 " * 47, "t1 t2 t3")
+    with in_this_process():
+        (comparison,) = compare(
+            built_bundles.config(),
+            targets=("torch", "llvm"),
+            prompts=prompts,
+            tokens=2,
+            progress=Notes(),
+        )
+    assert len(comparison.tensors) == 5 * 2
+    assert [text for text in said if text.startswith("left out")] == [
+        f"left out: {prompts[0][:40]!r} has 47 tokens, 46 fit"
+    ]
 
 
 def test_nothing_compared_is_a_failure(built_bundles: BuiltBundles) -> None:
