@@ -172,6 +172,25 @@ class Qwen2(ModelFamily):
 
         return {"model.rotary_emb.inv_freq": inverse_frequencies(self._shape(config)).numpy()}
 
+    def probe_config(
+        self, config: Mapping[str, object], *, window: int, context: int
+    ) -> dict[str, object]:
+        """Six heads in groups of three at width 8, or fewer where the model has one of a kind."""
+        del window, context
+        heads, kv_heads = _integer(config, "num_attention_heads"), self.kv_heads(config)
+        probe_kv_heads, group = min(kv_heads, 2), min(heads // kv_heads, 3)
+        probe_heads, head_dim = probe_kv_heads * group, 8
+        is_square = _integer(config, "hidden_size") == heads * self.head_dim(config)
+        return {
+            **config,
+            "hidden_size": probe_heads * head_dim if is_square else probe_heads * head_dim + 4,
+            "intermediate_size": 40,
+            "num_attention_heads": probe_heads,
+            "num_key_value_heads": probe_kv_heads,
+            "head_dim": head_dim,
+            "vocab_size": 48 + _integer(config, "vocab_size") % 16,
+        }
+
     def _shape(self, config: Mapping[str, object]) -> "DecoderShape":
         from models.decoder import DecoderShape
 

@@ -77,7 +77,10 @@ class InsertStridedSlice(Pass):
         """Insert the slice before the product that makes the logits."""
         return insert_strided_slice(program, self.position)
 
-    def kept_row(self, logits: np.ndarray, inputs: Arrays) -> np.ndarray:
-        """The relation that holds instead: the row of the full logits that the slice keeps."""
-        row = -1 if self.position == "last" else int(inputs["valid_length"][0]) - 1
-        return logits[:, row : row + 1 or None, :]
+    def adapt_outputs(
+        self, old: Arrays, old_inputs: Arrays, program: Program
+    ) -> dict[str, np.ndarray]:
+        """The row of the full logits that the slice keeps; the caches are as they were."""
+        del program
+        row = -1 if self.position == "last" else int(old_inputs["valid_length"][0]) - 1
+        return {**old, "logits": old["logits"][:, row : row + 1 or None, :]}

@@ -165,10 +165,15 @@ class PlanKVCache(Pass):
             adapted[name] = cache
         return adapted
 
-    def adapt_outputs(self, new: Arrays, old_inputs: Arrays) -> dict[str, np.ndarray]:
-        """[C, H, d] -> [1, H, past + valid, d]: rows of padding are not kept."""
+    def adapt_outputs(
+        self, old: Arrays, old_inputs: Arrays, program: Program
+    ) -> dict[str, np.ndarray]:
+        """[1, H, past + T, d] -> [C, H, d]: rows of padding are not kept, the rest is zero."""
         filled = int(old_inputs["past_length"][0] + old_inputs["valid_length"][0])
-        return {
-            name: value[:filled].transpose(1, 0, 2)[None] if name.startswith("present.") else value
-            for name, value in new.items()
-        }
+        adapted = dict(old)
+        for name in (name for name in old if name.startswith("present.")):
+            _, heads, _, head_dim = old[name].shape
+            cache = np.zeros((program.context, heads, head_dim), old[name].dtype)
+            cache[:filled] = old[name][0, :, :filled].transpose(1, 0, 2)
+            adapted[name] = cache
+        return adapted

@@ -63,3 +63,19 @@ class ModelFamily(ABC):
     @abstractmethod
     def cache_shape(self, config: Mapping[str, object]) -> tuple[int, int]:
         """(kv_heads, head_dim) of a layer's cache."""
+
+    @abstractmethod
+    def probe_config(
+        self, config: Mapping[str, object], *, window: int, context: int
+    ) -> dict[str, object]:
+        """The configuration of the probe: the same layers, kinds and names at small widths.
+
+        Passes must do to the probe what they do to the model, so whatever decides a graph's form
+        (grouped or single key heads, a vocabulary that is no multiple of 16, a length on this or
+        that side of `context`) is as in the original.
+
+        Args:
+            config: A configuration without violations.
+            window: The probe's prefill window, in place of the model's.
+            context: The probe's context.
+        """

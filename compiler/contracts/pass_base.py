@@ -24,9 +24,9 @@ class Contract:
 
     Attributes:
         kind: `exact` (equal to the bit), `close` (within rtol and atol), or `changes`
-            (the named outputs change; `adapt_outputs` states what still agrees).
-        rtol: Relative tolerance of `close`.
-        atol: Absolute tolerance of `close`.
+            (the named outputs mean something else; `adapt_outputs` states what they must equal).
+        rtol: Relative tolerance of `close` and `changes`.
+        atol: Absolute tolerance of `close` and `changes`.
         outputs: The outputs that `changes` names.
     """
 
@@ -46,9 +46,9 @@ class Contract:
         return Contract("close", rtol=rtol, atol=atol)
 
     @staticmethod
-    def changes(*outputs: str) -> "Contract":
-        """The named outputs mean something else afterwards."""
-        return Contract("changes", outputs=outputs)
+    def changes(*outputs: str, rtol: float = 1e-5, atol: float = 1e-5) -> "Contract":
+        """The named outputs mean something else afterwards; `adapt_outputs` says what."""
+        return Contract("changes", rtol=rtol, atol=atol, outputs=outputs)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Pass(ABC):
         after: Passes that, if present, must stand earlier.
         contract: What it promises about the numbers.
         changes_signature: Whether inputs or outputs change; then `adapt_inputs` and
-            `adapt_outputs` map the old ones to the new and back.
+            `adapt_outputs` say what the new ones are, given the old.
     """
 
     name: ClassVar[str]
@@ -124,7 +124,15 @@ class Pass(ABC):
         del program
         return dict(old)
 
-    def adapt_outputs(self, new: Arrays, old_inputs: Arrays) -> dict[str, np.ndarray]:
-        """Outputs of the graph after the pass -> what the one before it gives for `old_inputs`."""
-        del old_inputs
-        return dict(new)
+    def adapt_outputs(
+        self, old: Arrays, old_inputs: Arrays, program: Program
+    ) -> dict[str, np.ndarray]:
+        """What `program`, the graph after the pass, must give where the one before it gave `old`.
+
+        Args:
+            old: Outputs of the graph before the pass for `old_inputs`.
+            old_inputs: What that graph took.
+            program: The graph after the pass, which takes `adapt_inputs(old_inputs, program)`.
+        """
+        del old_inputs, program
+        return dict(old)

@@ -39,12 +39,13 @@ def test_a_second_run_rewrites_nothing():
 def test_the_small_graph_gives_the_same_bits(past: int, valid: int):
     program = program_from_text(TEXT)
     inputs = random_inputs(program, past=past, valid=valid)
-    wanted = run_program(program, inputs)
+    old = run_program(program, inputs)
     run_pass(FoldMask(), program)
     adapted = FoldMask().adapt_inputs(inputs, program)
     assert adapted["past_length"].tolist() == [past]
     assert adapted["valid_length"].tolist() == [valid]
-    found = FoldMask().adapt_outputs(run_program(program, adapted), inputs)
+    found = run_program(program, adapted)
+    wanted = FoldMask().adapt_outputs(old, inputs, program)
     for name, value in wanted.items():
         assert found[name].tobytes() == value.tobytes(), name
 
