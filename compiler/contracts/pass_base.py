@@ -35,6 +35,16 @@ class Contract:
     atol: float = 0.0
     outputs: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        tolerance = f"rtol={self.rtol:g}, atol={self.atol:g}"
+        match self.kind:
+            case "exact":
+                return "exact"
+            case "close":
+                return f"close({tolerance})"
+            case "changes":
+                return f"changes({', '.join(self.outputs)}; {tolerance})"
+
     @staticmethod
     def exact() -> "Contract":
         """Arithmetic and its order are left alone."""
@@ -69,12 +79,25 @@ class PassReport:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One pass on one phase, as the build reports it and the manifest keeps it."""
+    """One pass on one phase, as the build reports it; the manifest keeps all but the errors.
+
+    Attributes:
+        name: The pass.
+        phase: The phase.
+        rewrites: How many it made.
+        skips: What it declined.
+        error: Largest absolute difference that it made to an output of the probe; None where
+            numbers were not checked.
+        float64_error: Largest absolute difference of the probe's outputs from the traced graph's
+            in float64, after the pass.
+    """
 
     name: str
     phase: Phase
     rewrites: int
     skips: tuple[Skip, ...]
+    error: float | None = None
+    float64_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,22 @@ class Pass(ABC):
 
         Raises:
             PassError: The inputs lie outside the pass's domain.
+        """
+        del program
+        return dict(old)
+
+    def adapt_weights(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """The weights with which the graph before the pass does what `program`, after it, does.
+
+        For a pass that rounds weights: its contract then speaks of its own arithmetic, and is kept
+        or broken whatever the rounding costs. The graph before the pass is run on these values.
+
+        Args:
+            old: The parameters of the graph before the pass, by name, as it takes them.
+            program: The graph after the pass.
+
+        Returns:
+            The same names, shapes and dtypes.
         """
         del program
         return dict(old)

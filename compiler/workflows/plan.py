@@ -17,8 +17,9 @@ from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import PassChoice, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import sha256_of
+from compiler.numerics.probe import ProbeModel, probe_checkpoint, probe_lengths, random_rows
+from compiler.pass_order import PlannedPass, check_order
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
-from compiler.stages.rewrite import PlannedPass, check_order
 from compiler.stages.trace import trace
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.processes import run_isolated
@@ -115,15 +116,46 @@ def _added(choices: Sequence[PassChoice], target: str) -> tuple[PlannedPass, ...
     )
 
 
-def traced(config: BuildConfig, checkpoint: CheckpointRef) -> ProgramSet:
-    """The two programs as traced, by a child process that takes torch's memory with it."""
-    shape = config.frontend.shape
-    return run_isolated(trace_checkpoint, checkpoint, shape.window, shape.context)
+@dataclass(frozen=True)
+class Traced:
+    """The two programs as traced, and what passes are measured on; None where they are not."""
+
+    programs: ProgramSet
+    probe: ProbeModel | None
 
 
-def trace_checkpoint(checkpoint: CheckpointRef, window: int, context: int | None) -> ProgramSet:
-    """The child's work."""
-    return trace(family_of(checkpoint), checkpoint, window=window, context=context)
+def traced(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
+    """Trace in a child process that takes torch's memory with it, the probe as well if wanted."""
+    shape, family = config.frontend.shape, family_of(checkpoint)
+    jobs = [(checkpoint, shape.window, shape.context)]
+    small: CheckpointRef | None = None
+    if config.verify == "probe":
+        window, context = probe_lengths(shape.window, shape.context)
+        small = probe_checkpoint(family, checkpoint, window=window, context=context or window)
+        jobs.append((small, window, context))
+    programs, *probes = run_isolated(trace_checkpoints, jobs)
+    if small is not None:
+        vocabulary = vocabulary_of(probes[0])
+        return Traced(programs, ProbeModel(probes[0], random_rows(small.tensors), vocabulary))
+    if config.verify == "model":
+        return Traced(programs, ProbeModel(programs, checkpoint.rows, vocabulary_of(programs)))
+    return Traced(programs, None)
+
+
+def trace_checkpoints(
+    jobs: Sequence[tuple[CheckpointRef, int, int | None]],
+) -> list[ProgramSet]:
+    """The child's work: each of (checkpoint, window, context)."""
+    return [
+        trace(family_of(checkpoint), checkpoint, window=window, context=context)
+        for checkpoint, window, context in jobs
+    ]
+
+
+def vocabulary_of(programs: ProgramSet) -> int:
+    """Number of logits."""
+    program = next(iter(programs))
+    return int(next(spec for spec in program.outputs() if spec.name == "logits").shape[-1])
 
 
 def _tokenizer_digest(checkpoint: CheckpointRef) -> str:

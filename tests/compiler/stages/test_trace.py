@@ -16,10 +16,10 @@ from traced_models import CONTEXT, VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.errors import TraceError
 from compiler.contracts.program import CONSTANT_BYTES, Phase, TensorSpec
+from compiler.contracts.provenance import layer_of
 from compiler.contracts.weights import CheckpointRef, StoredTensor
 from compiler.stages import trace as trace_stage
 from compiler.stages.trace import bind_weights, trace, trace_phase
-from compiler.stitching import layer_of
 from models.qwen2 import Qwen2
 
 TOKENS: Mapping[Phase, int] = {"prefill": WINDOW, "decode": 1}
