@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_compare(verbs)
     _add_check(verbs)
+    _add_bisect(verbs)
     return parser
 
 
@@ -104,6 +105,21 @@ def _add_check(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_yaml(verb)
     verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+
+
+def _add_bisect(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "bisect", "find the first pass that changes the numbers")
+    _add_yaml(verb)
+    verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+    verb.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest absolute difference, in place of what the passes promise",
+    )
+    verb.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="where to write what shows it"
+    )
 
 
 def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
