@@ -62,13 +62,18 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "eliminate-dead",
         "fold-constants",
         "fold-mask",
         "fuse-attention",
+        "fuse-gate-up",
+        "fuse-qkv",
         "fuse-rms-norm",
+        "fuse-rotary",
         "fuse-silu-mul",
         "insert-strided-slice",
         "keep-qkv-bias",
+        "pad-vocabulary",
         "plan-kv-cache",
         "store-weights",
     )
