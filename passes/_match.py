@@ -178,7 +178,7 @@ def match_linears(program: Program, products: Sequence[gs.Node]) -> list[Linear]
         linears.append(linear)
     with_bias = [linear.product.name for linear in linears if linear.bias is not None]
     if len(with_bias) not in (0, len(linears)):
-        return f"of {len(linears)} products {', '.join(with_bias)} alone has a bias"
+        return f"of {len(linears)} products, a bias is added to {' and '.join(with_bias)} alone"
     dtypes = {program.weights[linear.weight.name].dtype for linear in linears}
     return linears if len(dtypes) == 1 else f"their weights are {' and '.join(sorted(dtypes))}"
 
@@ -213,7 +213,7 @@ def join_linears(program: Program, linears: Sequence[Linear], projection: str) -
     graph, weights = program.graph, program.weights
     modules = [module_of(linear.product) for linear in linears]
     parents = {module.rpartition(".")[0] for module in modules}
-    module = f"{parents.pop() if len(parents) == 1 else modules[0]}.{projection}".lstrip(".")
+    module = f"{(parents.pop() if len(parents) == 1 else '') or modules[0]}.{projection}"
     parts = [transpose(weights[linear.weight.name]) for linear in linears]
     joined = program.add_parameter(f"{module}.weight", transpose(concat(parts)))
     result = add_node(graph, "MatMul", f"{module}/MatMul", [linears[0].product.inputs[0], joined])

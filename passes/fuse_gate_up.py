@@ -41,8 +41,8 @@ def _match(program: Program, group: Sequence[gs.Node]) -> list[Linear] | str:
     if not gates:
         return []
     if len(gates) != 1 or len(others) != 1:
-        tensor = group[0].inputs[0].name
-        return f"{len(group)} products read {tensor}, of which {len(gates)} are gates"
+        names, gated = [node.name for node in group], [node.name for node in gates]
+        return f"{group[0].inputs[0].name} is read by the products {names}, of which gates: {gated}"
     return match_linears(program, [*gates, *others])
 
 

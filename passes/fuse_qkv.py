@@ -33,7 +33,7 @@ def _match(program: Program, group: Sequence[gs.Node]) -> list[Linear] | str:
     if len(lacking) == len(PROJECTIONS):
         return match_linears(program, group) if len(group) == len(PROJECTIONS) else []
     if lacking:
-        return f"{' and '.join(lacking)} do not read {group[0].inputs[0].name}"
+        return f"{group[0].inputs[0].name} is not read by {' and '.join(lacking)}"
     return match_linears(program, [by_name[name] for name in PROJECTIONS])
 
 
