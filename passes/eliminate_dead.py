@@ -3,6 +3,7 @@
     nodes, parameters and functions that no output needs  ->  gone
     Cast(x) to the type that x has                        ->  x
     Cast(Cast(x, wide), type)                             ->  Cast(x, type)
+    Cast(x, type), Cast(x, type)                          ->  one of them
     Transpose(Transpose(x, p), q)                         ->  x, or Transpose(x, p after q)
     Reshape(Reshape(x, a), b)                             ->  Reshape(x, b)
 
@@ -35,13 +36,16 @@ _LOSSLESS: Mapping[int, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class _Shorter:
-    """What a node computes without the one before it; without `attrs` it is `source` itself."""
+    """What a node computes with less before it; without `attrs` it is `source` itself."""
 
     source: gs.Tensor
     attrs: Mapping[str, object] | None = None
 
 
-def _shorter_cast(node: gs.Node, types: Mapping[str, int]) -> _Shorter | None:
+def _shorter_cast(
+    node: gs.Node, types: Mapping[str, int], casts: dict[tuple[int, int], gs.Tensor]
+) -> _Shorter | None:
+    """Given the Casts before it by what they cast and to what; it joins them."""
     source, kind = node.inputs[0], node.attrs["to"]
     before = produced_by(source, "Cast")
     if before is not None:
@@ -50,6 +54,9 @@ def _shorter_cast(node: gs.Node, types: Mapping[str, int]) -> _Shorter | None:
             source = before.inputs[0]
     if types.get(source.name) == kind:
         return _Shorter(source)
+    equal = casts.setdefault((id(source), kind), node.outputs[0])
+    if equal is not node.outputs[0]:
+        return _Shorter(equal)
     return None if source is node.inputs[0] else _Shorter(source, node.attrs)
 
 
@@ -72,10 +79,12 @@ def _shorter_reshape(node: gs.Node) -> _Shorter | str | None:
     return _Shorter(before.inputs[0], node.attrs)
 
 
-def _shorter(node: gs.Node, types: Mapping[str, int]) -> _Shorter | str | None:
+def _shorter(
+    node: gs.Node, types: Mapping[str, int], casts: dict[tuple[int, int], gs.Tensor]
+) -> _Shorter | str | None:
     match node.op:
         case "Cast":
-            return _shorter_cast(node, types)
+            return _shorter_cast(node, types, casts)
         case "Transpose":
             return _shorter_transpose(node)
         case "Reshape":
@@ -115,11 +124,12 @@ def eliminate_dead(program: Program) -> PassReport:
     graph = program.graph
     types = element_types(program)
     made = {id(tensor) for tensor in graph.outputs}
+    casts: dict[tuple[int, int], gs.Tensor] = {}
     rewrites: list[str] = []
     skips: list[Skip] = []
     dead = _remove_dead(program)
     for node in list(graph.nodes):
-        found = _shorter(node, types)
+        found = _shorter(node, types, casts)
         if found is None:
             continue
         if isinstance(found, str):
