@@ -33,9 +33,14 @@ PASSES: Mapping[str, str] = {
     "fold-mask": "passes.fold_mask:FoldMask",
     "plan-kv-cache": "passes.plan_kv_cache:PlanKVCache",
     "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",
+    "fuse-qkv": "passes.fuse_qkv:FuseQKV",
+    "fuse-gate-up": "passes.fuse_gate_up:FuseGateUp",
+    "fuse-rotary": "passes.fuse_rotary:FuseRotary",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
     "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",
+    "pad-vocabulary": "passes.pad_vocabulary:PadVocabulary",
+    "eliminate-dead": "passes.eliminate_dead:EliminateDead",
     "store-weights": "passes.store_weights:StoreWeights",
 }
 TARGETS: Mapping[str, str] = {

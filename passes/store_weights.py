@@ -89,7 +89,7 @@ class StoreWeights(Pass):
     """W[in, out] float32 -> W[out, in] in `dtype`, widened where it is read."""
 
     name: ClassVar = "store-weights"
-    after: ClassVar = ("insert-strided-slice",)
+    after: ClassVar = ("insert-strided-slice", "fuse-qkv", "fuse-gate-up", "pad-vocabulary")
     dtype: StorageDtype = "float32"
 
     def promise(self) -> Contract:

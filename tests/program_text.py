@@ -8,7 +8,7 @@ import onnx.printer
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import OPSET, Phase, Program, TensorSpec
-from compiler.contracts.weights import source
+from compiler.contracts.weights import source, transpose
 
 # The fixture of that name: (file in `golden/`, text) -> an assertion that they are equal.
 Golden = Callable[[str, str], None]
@@ -29,6 +29,20 @@ def program_from_text(
     }
     shapes = {name: weight.shape for name, weight in weights.items()}
     return Program(phase, graph, tokens, context, layers, weights, checkpoint_tensors=shapes)
+
+
+def linears_from_text(text: str, *, layers: int = 1) -> Program:
+    """The same, with linears as the trace leaves them: a matrix is the transpose of the stored."""
+    program = program_from_text(text, layers=layers)
+    shapes = dict(program.checkpoint_tensors)
+    for node in program.graph.nodes:
+        weight = program.weights.get(node.inputs[1].name) if node.op == "MatMul" else None
+        if weight is not None and weight.op == "source":
+            name = str(weight.attributes[0])
+            shapes[name] = weight.shape[::-1]
+            program.weights[name] = transpose(source(name, shapes[name], weight.dtype))
+    program.checkpoint_tensors = shapes
+    return program
 
 
 def text_of(program: Program) -> str:

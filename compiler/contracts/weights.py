@@ -96,11 +96,11 @@ class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `transpose`, `cast`, `concat` or `slice`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat` or `slice`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
-        attributes: The tensor's name (source), the axis and bounds (slice).
+        attributes: The tensor's name (source), the shape (zeros), the axis and bounds (slice).
     """
 
     op: str
@@ -114,7 +114,7 @@ class Weight:
         """The expression as text: `cast(model.norm.weight, bfloat16)`."""
         if self.op == "source":
             return str(self.attributes[0])
-        dtype = (self.dtype,) if self.op == "cast" else ()
+        dtype = (self.dtype,) if self.op in ("cast", "zeros") else ()
         parts = [operand.key for operand in self.operands]
         return f"{self.op}({', '.join([*parts, *map(str, self.attributes + dtype)])})"
 
@@ -136,6 +136,12 @@ def source(name: str, shape: tuple[int, ...], dtype: str) -> Weight:
     return Weight("source", tuple(shape), dtype, attributes=(name,))
 
 
+def zeros(shape: tuple[int, ...], dtype: str) -> Weight:
+    """Zeros, which no checkpoint holds: padding, joined to what it pads by `concat`."""
+    assert dtype in DTYPES, f"zeros of dtype {dtype}"
+    return Weight("zeros", tuple(shape), dtype, attributes=tuple(shape))
+
+
 def transpose(operand: Weight) -> Weight:
     """[a, b] -> [b, a]; a transpose of a transpose is the operand."""
     assert len(operand.shape) == 2, f"transpose of {operand.shape}"
@@ -148,8 +154,13 @@ def cast(operand: Weight, dtype: str) -> Weight:
     """To another float type, rounding to nearest even.
 
     To its own dtype it is the operand; a cast of a widening to float32 skips it, which is exact.
+    A cast of a concat is a concat of casts, each of which may come to nothing.
     """
     assert dtype in DTYPES, f"cast to {dtype}"
+    if operand.op == "concat":
+        return concat([cast(part, dtype) for part in operand.operands])
+    if operand.op == "zeros":
+        return zeros(operand.shape, dtype)
     if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
         operand = operand.operands[0]
     return operand if operand.dtype == dtype else Weight("cast", operand.shape, dtype, (operand,))
@@ -175,6 +186,8 @@ def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
     match weight.op:
         case "source":
             return read(str(weight.attributes[0]), start, stop)
+        case "zeros":
+            return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
         case "cast":
             with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
                 return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])

@@ -62,13 +62,18 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "eliminate-dead",
         "fold-constants",
         "fold-mask",
         "fuse-attention",
+        "fuse-gate-up",
+        "fuse-qkv",
         "fuse-rms-norm",
+        "fuse-rotary",
         "fuse-silu-mul",
         "insert-strided-slice",
         "keep-qkv-bias",
+        "pad-vocabulary",
         "plan-kv-cache",
         "store-weights",
     )
@@ -145,7 +150,7 @@ def test_a_plugin_may_fill_a_declared_target(plugins, module):
     ("load", "name", "message", "hint"),
     [
         (registry.load_pass, "fold_maks", "no pass is named 'fold_maks'", "mean 'fold-mask'?"),
-        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: fold-constants, fold-"),
+        (registry.load_pass, "zzz", "no pass is named 'zzz'", "fold-constants, fold-mask"),
         (registry.load_target, "lvm", "no target is named 'lvm'", "did you mean 'llvm'?"),
     ],
 )

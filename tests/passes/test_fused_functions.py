@@ -9,10 +9,18 @@ from compiler.contracts.program import FUSED_DOMAIN, OPSET
 from passes.fold_mask import CAUSAL_MASK
 from passes.fuse_attention import FUSED_ATTENTION
 from passes.fuse_rms_norm import FUSED_RMS_NORM
+from passes.fuse_rotary import FUSED_ROTARY
 from passes.fuse_silu_mul import FUSED_SILU_MUL
 from passes.plan_kv_cache import CACHE_UPDATE
 
-FUNCTIONS = (CAUSAL_MASK, CACHE_UPDATE, FUSED_ATTENTION, FUSED_RMS_NORM, FUSED_SILU_MUL)
+FUNCTIONS = (
+    CAUSAL_MASK,
+    CACHE_UPDATE,
+    FUSED_ATTENTION,
+    FUSED_RMS_NORM,
+    FUSED_ROTARY,
+    FUSED_SILU_MUL,
+)
 
 
 def _taken() -> set[str]:

@@ -22,6 +22,7 @@ from compiler.contracts.weights import (
     source,
     transpose,
     value,
+    zeros,
 )
 
 TABLE = np.random.default_rng(3).standard_normal((10, 6)).astype(np.float32)
@@ -60,6 +61,15 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
     "cast of a slice of a transpose": (
         cast(cut(transpose(stored("table")), 0, 1, 5), "bfloat16"),
         TABLE.T[1:5].astype(BF16),
+    ),
+    "zeros": (zeros((3, 6), "float16"), np.zeros((3, 6), np.float16)),
+    "rows padded with zeros": (
+        cut(cast(concat([stored("table"), zeros((4, 6), "float32")]), "bfloat16"), 0, 8, 13),
+        np.concatenate([TABLE, np.zeros((4, 6))]).astype(BF16)[8:13],
+    ),
+    "transpose of padded rows": (
+        transpose(concat([stored("table"), zeros((2, 6), "float32")])),
+        np.concatenate([TABLE, np.zeros((2, 6), np.float32)]).T,
     ),
     "vector": (cast(stored("vector"), "float16"), TABLE[0].astype(np.float16)),
 }
