@@ -101,6 +101,14 @@ class Recipe:
     earlier: tuple[Pass, ...]
     kept: frozenset[str]
 
+    def __str__(self) -> str:
+        one = self.options
+        layers = "1 layer" if one.layers == 1 else f"{one.layers} layers"
+        heads = f"{one.heads} query and {one.kv_heads} key heads"
+        names = ", ".join(earlier.name for earlier in self.earlier)
+        after = f"after {names}" if names else "as traced"
+        return f"{one.phase}, {layers}, {heads}, seed {one.seed}, {after}"
+
     def case(self) -> Case | None:
         """The case; None where an earlier pass refuses the block."""
         program = block_program(self.options)

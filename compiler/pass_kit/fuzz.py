@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compiler.contracts.pass_base import Pass, Skip
-from compiler.pass_kit.cases import Case, draw_recipe
+from compiler.pass_kit.cases import Case, Recipe, draw_recipe
 from compiler.pass_kit.checks import Finding, Outcome, check_pass
 from compiler.pass_kit.shrink import shrink
 
@@ -18,13 +18,13 @@ class Failure:
     """The first graph on which a pass failed.
 
     Attributes:
-        number: Of the graph: its block is drawn from the seed plus this.
+        recipe: How the graph was made.
         found: What was wrong there.
         case: The smallest graph found that fails alike.
         finding: What is wrong on that one.
     """
 
-    number: int
+    recipe: Recipe
     found: Finding
     case: Case
     finding: Finding
@@ -95,7 +95,7 @@ def try_pass(
             outcomes.append(outcome)
             if outcome.finding is not None:
                 small, finding = shrink(rewriting, recipe, outcome.finding)
-                failure = Failure(number, outcome.finding, small, finding)
+                failure = Failure(recipe, outcome.finding, small, finding)
             if watch is not None:
                 watch(len(outcomes))
         number += 1
