@@ -128,7 +128,6 @@ def simpler_options(options: BlockOptions) -> Iterator[BlockOptions]:
         "squares",
         "inverse",
         "epsilon",
-        "biases",
         "kv_heads",
         "group",
         "head_dim",
@@ -140,6 +139,8 @@ def simpler_options(options: BlockOptions) -> Iterator[BlockOptions]:
         simpler = replace(options, **{name: getattr(plain, name)})
         if simpler != options:
             yield simpler
+    if options.biases not in (QKV, ()):
+        yield replace(options, biases=QKV)
     if options.biases:
         yield replace(options, biases=())
     lengths = replace(options, tokens=plain.tokens, context=plain.context)

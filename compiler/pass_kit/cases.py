@@ -70,6 +70,22 @@ class Case:
         return feeds
 
 
+def case_of(program: Program, *, vocabulary: int = 8, seed: int = 0) -> Case:
+    """A program as a case; values of its parameters and inputs are drawn from `seed`.
+
+    Args:
+        program: At any point of the pipeline.
+        vocabulary: Token ids lie below it.
+        seed: Of every random value.
+    """
+    sources = {s for weight in program.weights.values() for s in _sources(weight)}
+    tensors = {
+        str(source.attributes[0]): StoredTensor(Path(), 0, source.shape, source.dtype)
+        for source in sources
+    }
+    return Case(program, dict(sorted(tensors.items())), lengths_of(program), vocabulary, seed)
+
+
 def seeded_rows(tensors: Mapping[str, StoredTensor], *, seed: int) -> RowReader:
     """A reader of random values: floats as the probe has them, int8 over its whole range."""
     floats = random_rows(tensors, seed=seed)
@@ -112,11 +128,6 @@ class Recipe:
     def case(self) -> Case | None:
         """The case; None where an earlier pass refuses the block."""
         program = block_program(self.options)
-        tensors = {
-            weight.attributes[0]: StoredTensor(Path(), 0, weight.shape, weight.dtype)
-            for expression in program.weights.values()
-            for weight in _sources(expression)
-        }
         ran = [one for one in self.earlier if program.phase in one.phases]
         for one in ran:
             try:
@@ -124,14 +135,10 @@ class Recipe:
             except CompilerError:
                 return None
             program.prune_parameters()
-        return Case(
-            program=program,
-            tensors={str(name): tensor for name, tensor in tensors.items()},
-            lengths=lengths_of(program),
-            vocabulary=self.options.vocabulary,
-            seed=self.options.seed,
-            guards=tuple(one for one in ran if one.invariants(program)),
-        )
+        guards = tuple(one for one in ran if one.invariants(program))
+        options = self.options
+        case = case_of(program, vocabulary=options.vocabulary, seed=options.seed)
+        return replace(case, guards=guards)
 
     def simpler(self) -> Iterator["Recipe"]:
         """The recipes that are one step plainer."""

@@ -25,7 +25,7 @@ from compiler.pass_kit.subgraphs import (
 Holds = Callable[[Outcome], bool]
 
 # A plainer block is looked for at most this often: each is a whole graph that is written and run.
-_RECIPES = 60
+_RECIPES = 30
 # Changed nodes around which parts are tried, and how far.
 _CENTRES, _DISTANCE = 6, 6
 

@@ -8,7 +8,7 @@ from compiler.contracts.pass_base import Pass, PassReport
 from compiler.contracts.program import Program
 
 
-def structure_problem(program: Program, model: onnx.ModelProto) -> tuple[str, str] | None:
+def structure_problem(model: onnx.ModelProto) -> tuple[str, str] | None:
     """(kind, sentence) of what is wrong with the skeleton; None when nothing is."""
     counts = Counter(node.name for node in model.graph.node)
     repeated = [name for name, count in counts.items() if count > 1]
@@ -17,10 +17,6 @@ def structure_problem(program: Program, model: onnx.ModelProto) -> tuple[str, st
         return "names", f"leaves a {unnamed.op_type} node without a name"
     if repeated:
         return "names", f"leaves several nodes called {repeated[0]!r}"
-    present = {tensor.name for tensor in program.graph.inputs}
-    missing = [name for name in program.weights if name not in present]
-    if missing:
-        return "weights", f"leaves {missing[0]!r} in the weight table and not in the graph"
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

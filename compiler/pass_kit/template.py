@@ -73,7 +73,7 @@ TEST = Template('''\
 
 from pathlib import Path
 
-from compiler.pass_kit import program_from_text, text_of, try_pass
+from compiler.pass_kit import case_of, check_pass, program_from_text, text_of, try_pass
 from compiler.registry import load_pass
 
 PASS = load_pass("${module_name}.py:${class_name}", base=Path(__file__).parent)()
@@ -107,6 +107,12 @@ def test_a_second_run_rewrites_nothing():
     report = PASS.run(program)
     assert (report.rewrites, report.skips) == ((), ())
     assert text_of(program) == AFTER
+
+
+def test_the_numbers_are_the_same():
+    outcome = check_pass(PASS, case_of(program_from_text(BEFORE)))
+    assert outcome.rewrites == ("norm/Pow",)
+    assert outcome.finding is None
 
 
 def test_another_power_is_declined():
