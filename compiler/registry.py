@@ -73,6 +73,15 @@ def passes() -> tuple[str, ...]:
     return tuple(sorted(_table("pass", "graphlower.passes", PASSES)))
 
 
+def pass_owner(name: str) -> str:
+    """The distribution that brings a registered pass.
+
+    Raises:
+        ConfigError: There is no such pass.
+    """
+    return _entry("pass", name, _table("pass", "graphlower.passes", PASSES), where=None).owner
+
+
 def targets() -> tuple[str, ...]:
     """Names of all targets that have a class, sorted, without the aliases."""
     return tuple(sorted(_targets()))
