@@ -6,8 +6,8 @@
 A linear's rows are then contiguous for one output, an embedding and the head tied to it are the
 same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32.
 Declines a matrix that something else reads. With float32, or with the dtype that the checkpoint
-has, nothing is rounded; else each weight is rounded once, to nearest even, and arithmetic stays
-float32.
+has, nothing is rounded; else each weight is rounded once, to nearest even. Over the rounded weights
+(`adapt_weights`) the same bits come out: arithmetic stays float32.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
+from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
-from compiler.contracts.weights import Weight, cast, transpose
+from compiler.contracts.weights import DTYPES, Weight, cast, transpose
 from passes._match import add_node, replace_uses
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
-# Unit roundoff: half a unit in the last place of a significand of 8 and 11 bits.
-_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 def _set_storage(program: Program, parameter: gs.Tensor, weight: Weight) -> None:
@@ -90,14 +88,18 @@ class StoreWeights(Pass):
 
     name: ClassVar = "store-weights"
     after: ClassVar = ("insert-strided-slice", "fuse-qkv", "fuse-gate-up", "pad-vocabulary")
+    contract: ClassVar = Contract.exact()
     dtype: StorageDtype = "float32"
-
-    def promise(self) -> Contract:
-        """Exact in float32; else one rounding of each weight."""
-        if self.dtype == "float32":
-            return Contract.exact()
-        return Contract.close(rtol=0.0, atol=8 * _ROUNDOFF[self.dtype])
 
     def run(self, program: Program) -> PassReport:
         """Store each linear's weight and each table once."""
         return store_weights(program, self.dtype)
+
+    def adapt_weights(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """Each matrix rounded to what it is stored in now: over these nothing else changes."""
+        adapted = dict(old)
+        for name in old.keys() & program.weights.keys():
+            stored = program.weights[name].dtype
+            if old[name].dtype == np.float32 and stored != "float32":
+                adapted[name] = old[name].astype(DTYPES[stored]).astype(np.float32)
+        return adapted
