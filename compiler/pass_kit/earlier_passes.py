@@ -12,12 +12,13 @@ from compiler.contracts.pass_base import Pass
 
 _MISSING = dataclasses.MISSING
 
-# How often a built-in pass that is not required stands before the tried one.
-_SHARE = 0.3
+# How often a built-in pass that is not required stands before the tried one: one that the tried
+# pass follows, and any other.
+_FOLLOWED, _SHARE = 0.7, 0.25
 # How often an option of such a pass has another value than its default.
 _OTHER_OPTION = 0.3
 # How often nothing but the required passes stands before it.
-_BARE = 0.3
+_BARE = 0.25
 
 
 def required_earlier(rewriting: Pass, *wanted: str) -> tuple[Pass, ...]:
@@ -31,7 +32,8 @@ def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
     if draw.random() < _BARE:
         return _ordered(chosen.values(), draw)
     for name in sorted(registry.PASSES):
-        added = _closure(_with_drawn_options(name, draw)) if draw.random() < _SHARE else {}
+        share = _FOLLOWED if name in rewriting.after else _SHARE
+        added = _closure(_with_drawn_options(name, draw)) if draw.random() < share else {}
         if not any(_follows(one, rewriting.name) for one in added.values()):
             chosen = added | chosen
     return _ordered(chosen.values(), draw)
