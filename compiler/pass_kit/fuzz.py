@@ -67,6 +67,8 @@ class Tried:
 
 # Skips that are kept as examples.
 _EXAMPLES = 8
+# Blocks that are drawn for each graph at most: what a pass requires may refuse some.
+_DRAWS = 5
 
 
 def try_pass(
@@ -87,7 +89,7 @@ def try_pass(
     outcomes: list[Outcome] = []
     failure: Failure | None = None
     number = 0
-    while len(outcomes) < graphs and failure is None:
+    while len(outcomes) < graphs and number < _DRAWS * graphs and failure is None:
         recipe = draw_recipe(rewriting, seed=seed + number)
         case = recipe.case()
         if case is not None:
