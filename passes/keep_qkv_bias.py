@@ -1,8 +1,9 @@
 """Rewrites nothing: promises that no bias of q, k or v is lost on the way to the target.
 
 Every `*.{q,k,v}_proj.bias` of the checkpoint must reach, through Weight expressions, exactly one
-Add on the output of its own projection's product, which nothing else reads. Only nodes that reach
-an output count. Checked after every later pass, in each phase.
+Add on the output of its own projection's product, which nothing else reads. An int8 weight must be
+dequantized in or before that product: a bias that is added sooner would be scaled with it. Only
+nodes that reach an output count. Checked after every later pass, in each phase.
 """
 
 import re
@@ -14,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Contract, Pass, PassReport
-from compiler.contracts.program import Phase, Program
+from compiler.contracts.program import Program
 from passes._match import ancestors, produced_by, through
 
 QKV_BIAS = re.compile(r"\.(q|k|v)_proj\.bias$")
@@ -28,6 +29,7 @@ _LAYOUT = (
     "Squeeze",
     "DequantizeLinear",
 )
+_PRODUCTS = ("MatMul", "Gemm", "QuantizedLinearPerChannel")
 
 
 def _readers(tensor: gs.Tensor, live: Set[int]) -> Iterable[gs.Node]:
@@ -49,18 +51,28 @@ def _readers_by_source(program: Program, live: Set[int]) -> Mapping[str, list[gs
     return found
 
 
+def _is_unscaled(product: gs.Node, program: Program) -> bool:
+    """Whether it multiplies by int8 values as they are stored."""
+    unscaled = [op for op in _LAYOUT if op != "DequantizeLinear"]
+    weight = program.weights.get(through(product.inputs[1], *unscaled).name)
+    has_scale = product.op == "QuantizedLinearPerChannel"
+    return weight is not None and weight.dtype == "int8" and not has_scale
+
+
 def _violation(
-    bias: str, readers: Mapping[str, list[gs.Node]], live: Set[int], phase: Phase
+    bias: str, readers: Mapping[str, list[gs.Node]], live: Set[int], program: Program
 ) -> str | None:
     sums = [node for node in readers.get(bias, ()) if node.op == "Add"]
     if len(sums) != 1:
-        return f"{bias} reaches {len(sums)} Adds in the {phase} graph, expected one"
+        return f"{bias} reaches {len(sums)} Adds in the {program.phase} graph, expected one"
     weight = f"{bias.removesuffix('.bias')}.weight"
-    products = [node for node in readers.get(weight, ()) if node.op in ("MatMul", "Gemm")]
-    added = [produced_by(through(tensor, *_LAYOUT), "MatMul", "Gemm") for tensor in sums[0].inputs]
+    products = [node for node in readers.get(weight, ()) if node.op in _PRODUCTS]
+    added = [produced_by(through(tensor, *_LAYOUT), *_PRODUCTS) for tensor in sums[0].inputs]
     if not any(node is product for node in added for product in products):
         return f"{bias} is added at {sums[0].name}, not to the product with {weight}"
     for product in products:
+        if _is_unscaled(product, program):
+            return f"{bias} is added to {product.name}, whose int8 weight is not dequantized"
         others = [n for n in _readers(product.outputs[0], live) if n is not sums[0]]
         if others:
             return f"{bias} is bypassed: {others[0].name} reads {product.name} without it"
@@ -78,7 +90,7 @@ class QKVBiasReachesItsSum:
         """One sentence for each bias that is lost, doubled or added elsewhere."""
         live = {id(node) for node in ancestors(*program.graph.outputs)}
         readers = _readers_by_source(program, live)
-        found = (_violation(bias, readers, live, program.phase) for bias in self.biases)
+        found = (_violation(bias, readers, live, program) for bias in self.biases)
         return tuple(sentence for sentence in found if sentence is not None)
 
 

@@ -62,6 +62,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "annotate-int8-qdq",
         "fold-constants",
         "fold-mask",
         "fuse-attention",
@@ -145,7 +146,7 @@ def test_a_plugin_may_fill_a_declared_target(plugins, module):
     ("load", "name", "message", "hint"),
     [
         (registry.load_pass, "fold_maks", "no pass is named 'fold_maks'", "mean 'fold-mask'?"),
-        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: fold-constants, fold-"),
+        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: annotate-int8-qdq, "),
         (registry.load_target, "lvm", "no target is named 'lvm'", "did you mean 'llvm'?"),
     ],
 )
