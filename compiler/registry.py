@@ -33,6 +33,7 @@ PASSES: Mapping[str, str] = {
     "fold-mask": "passes.fold_mask:FoldMask",
     "plan-kv-cache": "passes.plan_kv_cache:PlanKVCache",
     "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",
+    "cast-dtype": "passes.cast_dtype:CastDtype",
     "annotate-int8-qdq": "passes.annotate_int8_qdq:AnnotateInt8QDQ",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
