@@ -7,8 +7,8 @@
     attention: scores, mask, softmax and context stay float32, between Casts
     logits  -> Cast(logits, float32)
 
-The signature stays as it is: logits and KV caches are float32 at the boundary (new keys and values
-are rounded to `dtype` before they enter), so runners and `plan-kv-cache` need not know. Attention
+The signature stays as it is: logits and KV caches are float32 at the boundary, new keys and values
+rounded to `dtype` where they are projected, so runners and `plan-kv-cache` need not know. Attention
 reads the caches as they are, in float32: no mask overflows to infinity, no product of two large
 activations does, and a fully masked row is as finite as before. A norm's square is float32 too.
 

@@ -257,7 +257,7 @@ def joined() -> Program:
     program = linears()
     parts = [source(f"{JOINED[0]}.weight", (4, 6), "bfloat16")]
     parts += [source(f"{module}.weight", (2, 6), "bfloat16") for module in JOINED[1:]]
-    program.weights[f"{Q}.weight"] = transpose(cast(concat(parts), "float32"))
+    program.weights[f"{Q}.weight"] = transpose(concat([cast(part, "float32") for part in parts]))
     return program
 
 

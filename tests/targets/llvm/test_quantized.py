@@ -20,6 +20,8 @@ from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.pipeline import pipeline
 
+pytestmark = pytest.mark.slow
+
 CASES: tuple[tuple[Phase, Operator, tuple[tuple[int, int], ...]], ...] = (
     ("prefill", "qdq", ((0, WINDOW), (5, 3))),
     ("decode", "qdq", ((7, 1),)),
