@@ -9,25 +9,24 @@ A linear's rows are then contiguous for one output, an embedding and the head ti
 same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32. What
 is int8, or 16 bits wide because the graph computes so (`annotate-int8-qdq`, `cast-dtype`), keeps
 its dtype. Declines a matrix that something else reads. With float32, or with the dtype that the
-checkpoint has, nothing is rounded; else each weight is rounded once, to nearest even, and
-arithmetic stays float32.
+checkpoint has, nothing is rounded; else each weight is rounded once, to nearest even, arithmetic
+stays float32, and the result is to the bit that of the rounded weights, which `adapt_weights` says.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
+from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
 from compiler.contracts.weights import DTYPES, Weight, cast, transpose
 from passes._match import add_node, replace_uses
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
-# Unit roundoff: half a unit in the last place of a significand of 8 and 11 bits.
-_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 # Their matrix lies as the checkpoint's already.
 _AS_STORED = ("Gather", "Cast", "Transpose", "DequantizeLinear", "QuantizedLinearPerChannel")
 
@@ -110,14 +109,19 @@ class StoreWeights(Pass):
 
     name: ClassVar = "store-weights"
     after: ClassVar = ("insert-strided-slice", "cast-dtype", "annotate-int8-qdq")
+    contract: ClassVar = Contract.exact()
     dtype: StorageDtype = "float32"
-
-    def promise(self) -> Contract:
-        """Exact in float32; else one rounding of each weight."""
-        if self.dtype == "float32":
-            return Contract.exact()
-        return Contract.close(rtol=0.0, atol=8 * _ROUNDOFF[self.dtype])
 
     def run(self, program: Program) -> PassReport:
         """Store each linear's weight and each table once."""
         return store_weights(program, self.dtype)
+
+    def adapt_weights(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """The matrices that are stored in another dtype are rounded to it."""
+        dtypes = {name: program.weights[name].dtype for name in old if name in program.weights}
+        return {
+            name: value.astype(DTYPES[self.dtype]).astype(value.dtype)
+            if dtypes.get(name) == self.dtype and value.dtype == np.float32
+            else value
+            for name, value in old.items()
+        }
