@@ -24,12 +24,18 @@ class PlannedPass:
         place: Who asked for it.
         is_placed: Whether its place in the list was given; else `arrange` finds one.
         expected: How often it must fire in each phase; None where it may fire as it likes.
+        stands_for: The pass whose place it took; it counts as that one, too.
     """
 
     rewrite: Pass
     place: str
     is_placed: bool = True
     expected: Expectation | None = None
+    stands_for: str = ""
+
+    def is_called(self, name: str) -> bool:
+        """Whether it is that pass, or stands for it."""
+        return name in (self.rewrite.name, self.stands_for)
 
 
 def check_order(passes: Sequence[PlannedPass]) -> None:
@@ -41,10 +47,9 @@ def check_order(passes: Sequence[PlannedPass]) -> None:
     """
     _refuse_cycle(passes)
     errors: list[CompilerError] = []
-    names = [planned.rewrite.name for planned in passes]
     for index, planned in enumerate(passes):
         name, place = planned.rewrite.name, planned.place
-        earlier = set(names[:index])
+        earlier = _names(passes[:index])
         errors += [
             PassError(
                 f"pass '{name}' needs '{required}' before it",
@@ -63,7 +68,7 @@ def check_order(passes: Sequence[PlannedPass]) -> None:
                 code="pass-order",
             )
             for other in planned.rewrite.after
-            if other in names[index + 1 :]
+            if other in _names(passes[index + 1 :])
             and other not in earlier
             and other not in planned.rewrite.required()
         ]
@@ -85,7 +90,9 @@ def arrange(passes: Sequence[PlannedPass]) -> tuple[PlannedPass, ...]:
     graph.add_edges_from(pairwise(placed), reason="stands above it in the list")
     for index, planned in enumerate(passes):
         for earlier, reason in _declared(planned):
-            if planned.is_placed and earlier not in _unplaced_names(passes):
+            if planned.is_placed and not any(
+                one.is_called(earlier) for one in passes if not one.is_placed
+            ):
                 continue  # between passes in given places, check_order speaks
             graph.add_edges_from(
                 ((other, index) for other in _indices(passes, earlier)), reason=reason
@@ -119,11 +126,12 @@ def _declared(planned: PlannedPass) -> Iterator[tuple[str, str]]:
 
 
 def _indices(passes: Sequence[PlannedPass], name: str) -> list[int]:
-    return [index for index, planned in enumerate(passes) if planned.rewrite.name == name]
+    return [index for index, planned in enumerate(passes) if planned.is_called(name)]
 
 
-def _unplaced_names(passes: Sequence[PlannedPass]) -> set[str]:
-    return {planned.rewrite.name for planned in passes if not planned.is_placed}
+def _names(passes: Sequence[PlannedPass]) -> set[str]:
+    """Every name that they are called by."""
+    return {name for one in passes for name in (one.rewrite.name, one.stands_for) if name}
 
 
 def _cycle(graph: nx.DiGraph, passes: Sequence[PlannedPass]) -> PassError:

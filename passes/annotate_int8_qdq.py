@@ -202,7 +202,13 @@ class AnnotateInt8QDQ(Pass):
     """W[in, out] -> DequantizeLinear(int8, scale of each output channel) on chosen linears."""
 
     name: ClassVar = "annotate-int8-qdq"
-    after: ClassVar = ("insert-strided-slice", "fuse-qkv", "fuse-gate-up", "cast-dtype")
+    after: ClassVar = (
+        "insert-strided-slice",
+        "fuse-qkv",
+        "fuse-gate-up",
+        "pad-vocabulary",
+        "cast-dtype",
+    )
     contract: ClassVar = Contract.exact()
     include: tuple[str, ...] = SEVEN_LINEARS
     exclude: tuple[str, ...] = ()

@@ -236,6 +236,7 @@ class CastDtype(Pass):
         "fuse-rms-norm",
         "fuse-rotary",
         "fuse-silu-mul",
+        "pad-vocabulary",
     )
     dtype: Dtype
 

@@ -108,7 +108,14 @@ class StoreWeights(Pass):
     """W[in, out] float32 -> W[out, in] in `dtype`, widened where it is read."""
 
     name: ClassVar = "store-weights"
-    after: ClassVar = ("insert-strided-slice", "cast-dtype", "annotate-int8-qdq")
+    after: ClassVar = (
+        "insert-strided-slice",
+        "fuse-qkv",
+        "fuse-gate-up",
+        "pad-vocabulary",
+        "cast-dtype",
+        "annotate-int8-qdq",
+    )
     contract: ClassVar = Contract.exact()
     dtype: StorageDtype = "float32"
 

@@ -44,6 +44,7 @@ class TinyModel:
         context: None builds prefill alone.
         features: `backend.compile.features`; None leaves them to the machine.
         kept: `position` of insert-strided-slice; `all` leaves the slice out.
+        added: Passes after the default ones.
     """
 
     name: str = "tiny"
@@ -61,6 +62,7 @@ class TinyModel:
     context: int | None = 48
     features: tuple[str, ...] | None = None
     kept: Literal["all", "last", "last_valid"] = "last_valid"
+    added: tuple[str, ...] = ()
 
 
 TINY = TinyModel()
@@ -123,10 +125,10 @@ def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
 
 def _passes(model: TinyModel) -> list[object] | None:
     if model.kept == "last_valid":
-        return None
+        return [*DEFAULT_PASSES, *model.added] if model.added else None
     kept = [] if model.kept == "all" else [{"insert-strided-slice": {"position": model.kept}}]
     others = [name for name in DEFAULT_PASSES if name != "insert-strided-slice"]
-    return [*others, *kept]
+    return [*others, *kept, *model.added]
 
 
 @contextmanager

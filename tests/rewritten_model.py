@@ -1,5 +1,6 @@
 """A one-layer traced model after all passes that the LLVM target takes, and inputs for it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,10 +28,10 @@ def rewritten(
     past: int,
     valid: int,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    quantizer: Pass | None = None,
+    added: Sequence[Pass] = (),
     has_storage: bool = True,
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The program of one phase, and what it takes; `quantizer` stands where a YAML has it.
+    """The program of one phase, and what it takes; `added` stand where a user's passes do.
 
     Without storage it ends before weights are laid out for the target.
     """
@@ -41,7 +42,7 @@ def rewritten(
         FoldMask(),
         PlanKVCache(),
         InsertStridedSlice(),
-        *(() if quantizer is None else (quantizer,)),
+        *added,
         FuseAttention(),
         FuseRMSNorm(),
         FuseSiluMul(),

@@ -16,6 +16,9 @@ from checkpoint_factory import change_config, write_checkpoint
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.weights import CheckpointRef
+from compiler.numerics.probe import CONTEXT as PROBE_CONTEXT
+from compiler.numerics.probe import WINDOW as PROBE_WINDOW
+from compiler.numerics.probe import ProbeModel, probe_checkpoint, random_rows
 from compiler.stages import trace as trace_stage
 from compiler.stages.checkpoint import locate_checkpoint
 from models.llama import Llama
@@ -115,6 +118,18 @@ class TracedModels:
             )
             self._pickled[name, layers] = pickle.dumps(programs)
         return pickle.loads(self._pickled[name, layers])
+
+    def probe(self, name: str, *, layers: int = 2) -> ProbeModel:
+        """The probe of that model, as a build makes it."""
+        checkpoint, family = self.checkpoint(name, layers=layers), self.family(name)
+        small = probe_checkpoint(family, checkpoint, window=PROBE_WINDOW, context=PROBE_CONTEXT)
+        if (name, -layers) not in self._pickled:
+            programs = trace_stage.trace(family, small, window=PROBE_WINDOW, context=PROBE_CONTEXT)
+            self._pickled[name, -layers] = pickle.dumps(programs)
+        programs = pickle.loads(self._pickled[name, -layers])
+        vocabulary = small.config["vocab_size"]
+        assert isinstance(vocabulary, int)
+        return ProbeModel(programs, random_rows(small.tensors), vocabulary)
 
     def full_skeleton(self, name: str, *, layers: int, tokens: int) -> gs.Graph:
         """Every layer exported, nothing stitched."""

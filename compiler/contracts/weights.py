@@ -26,7 +26,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from compiler.contracts.errors import CheckpointError
+from compiler.contracts.int8_scales import int8_scales
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -40,8 +40,6 @@ DTYPES: Mapping[str, np.dtype] = {
 
 # Every value of these is a float32.
 _NARROW = ("float16", "bfloat16")
-# Symmetric int8: -128 is not used, so that a weight and its negative round alike.
-_INT8_MAX = 127
 # Evaluation reads and writes in blocks of at most this many bytes.
 CHUNK_BYTES = 64 * 1024 * 1024
 
@@ -108,11 +106,11 @@ class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `transpose`, `cast`, `concat`, `slice`, `quantize` or `scale`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize` or `scale`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
-        attributes: The tensor's name (source), the axis and bounds (slice).
+        attributes: The tensor's name (source), the shape (zeros), the axis and bounds (slice).
     """
 
     op: str
@@ -126,7 +124,7 @@ class Weight:
         """The expression as text: `cast(model.norm.weight, bfloat16)`."""
         if self.op == "source":
             return str(self.attributes[0])
-        dtype = (self.dtype,) if self.op == "cast" else ()
+        dtype = (self.dtype,) if self.op in ("cast", "zeros") else ()
         parts = [operand.key for operand in self.operands]
         return f"{self.op}({', '.join([*parts, *map(str, self.attributes + dtype)])})"
 
@@ -148,6 +146,12 @@ def source(name: str, shape: tuple[int, ...], dtype: str) -> Weight:
     return Weight("source", tuple(shape), dtype, attributes=(name,))
 
 
+def zeros(shape: tuple[int, ...], dtype: str) -> Weight:
+    """Zeros, which no checkpoint holds: padding, joined to what it pads by `concat`."""
+    assert dtype in DTYPES, f"zeros of dtype {dtype}"
+    return Weight("zeros", tuple(shape), dtype, attributes=tuple(shape))
+
+
 def transpose(operand: Weight) -> Weight:
     """[a, b] -> [b, a]; a transpose of a transpose, cast or not, is what was transposed."""
     assert len(operand.shape) == 2, f"transpose of {operand.shape}"
@@ -162,8 +166,13 @@ def cast(operand: Weight, dtype: str) -> Weight:
     """To another float type, rounding to nearest even.
 
     To its own dtype it is the operand; a cast of a widening to float32 skips it, which is exact.
+    A cast of a concat is a concat of casts, each of which may come to nothing.
     """
     assert dtype in DTYPES, f"cast to {dtype}"
+    if operand.op == "concat":
+        return concat([cast(part, dtype) for part in operand.operands])
+    if operand.op == "zeros":
+        return zeros(operand.shape, dtype)
     if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
         operand = operand.operands[0]
     return operand if operand.dtype == dtype else Weight("cast", operand.shape, dtype, (operand,))
@@ -219,6 +228,8 @@ def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
     match weight.op:
         case "source":
             return read(str(weight.attributes[0]), start, stop)
+        case "zeros":
+            return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
         case "cast":
             with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
                 return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])
@@ -272,22 +283,7 @@ def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> n
     for low in range(start, stop, step):
         high = min(low + step, stop)
         block = rows(operand, read, low, high).astype(np.float32, copy=False)
-        scales = _scales(block, operand, first_row=low)
+        scales = int8_scales(block, tensors=operand.sources(), first_row=low)
         found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
         result[low - start : high - start] = found
     return result
-
-
-def _scales(block: np.ndarray, operand: Weight, *, first_row: int) -> np.ndarray:
-    """float32 absmax / 127 of each row; 1, which rounds the row to 0, where that is subnormal."""
-    absmax = np.abs(block).max(axis=1)
-    wrong = np.flatnonzero(~np.isfinite(absmax))
-    if len(wrong):
-        raise CheckpointError(
-            f"row {first_row + wrong[0]} holds NaN or infinity, which int8 has no value for",
-            where=", ".join(dict.fromkeys(operand.sources())),
-            hint="mend the checkpoint, or leave this module out of the quantization (exclude)",
-            code="non-finite",
-        )
-    scales = absmax / np.float32(_INT8_MAX)
-    return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from compiler.contracts.pass_base import Arrays
 from compiler.contracts.provenance import layer_of
 from compiler.numerics.reference_run import ReferenceSession, with_outputs
 
@@ -55,8 +56,13 @@ class Divergence:
         return f"it begins {place}, at {self.node} (off by {self.error:.2g} of {self.scale:.2g})"
 
 
-def first_divergence(before: Run, after: Run) -> Divergence | None:
+def first_divergence(before: Run, after: Run, *, wanted: Arrays) -> Divergence | None:
     """Run both graphs with every tensor that they share as an output, and compare in order.
+
+    Args:
+        before: The graph before a pass.
+        after: The graph after it.
+        wanted: What the outputs of `after` must be.
 
     Returns:
         None where no tensor between inputs and outputs is shared, or all agree to the bit.
@@ -64,7 +70,7 @@ def first_divergence(before: Run, after: Run) -> Divergence | None:
     made = {name: node.name for node in after.model.graph.node for name in node.output}
     earlier = {name for node in before.model.graph.node for name in node.output}
     shared = [name for name in made if name in earlier]
-    old, new = _values(before, shared), _values(after, shared)
+    old, new = {**_values(before, shared), **wanted}, _values(after, shared)
     compared = {
         name: _difference(old[name], new[name])
         for name in shared

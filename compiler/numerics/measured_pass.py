@@ -14,7 +14,7 @@ from compiler.contracts.errors import CheckFailed
 from compiler.contracts.pass_base import Arrays, Contract, Pass
 from compiler.contracts.program import Program
 from compiler.contracts.weights import RowReader, Weight, value
-from compiler.numerics.divergence import Run, first_divergence
+from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import lengths_of, program_feeds
 from compiler.numerics.reference_run import ReferenceSession, in_float64, ort_value
 from compiler.numerics.tolerance import Breach, first_breach, largest_error
@@ -101,7 +101,8 @@ class MeasuredPhase:
             breach = first_breach(promise, after.outputs, found, float64=after.float64)
             if breach is not None:
                 before = Run(self._model, {**self._bound, **case.inputs})
-                raise _left(promise, breach, before, Run(model, {**bound, **after.inputs}))
+                now = Run(model, {**bound, **after.inputs})
+                raise _left(promise, breach, first_divergence(before, now, wanted=after.outputs))
             measured.append(_measured(after, found))
             cases.append(replace(after, outputs=found))
         self._model, self._weights = model, dict(program.weights)
@@ -173,8 +174,7 @@ def _widened(arrays: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-def _left(contract: Contract, breach: Breach, before: Run, after: Run) -> CheckFailed:
+def _left(contract: Contract, breach: Breach, divergence: Divergence | None) -> CheckFailed:
     """The error: what was promised, what came, and the first node that is at fault."""
-    divergence = first_divergence(before, after)
     begins = "" if divergence is None else f"; {divergence}"
     return CheckFailed(f"promises {contract}, but {breach.said}{begins}", code="pass-contract")

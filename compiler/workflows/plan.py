@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler import registry
-from compiler.config import BuildConfig, build_passes
+from compiler.config import BuildConfig
 from compiler.contracts.errors import CompilerError, CompilerErrors, MachineLacks, raise_all
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import PassChoice, Target
+from compiler.contracts.target_base import Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import sha256_of
 from compiler.numerics.probe import ProbeModel, probe_checkpoint, probe_lengths, random_rows
-from compiler.pass_order import PlannedPass, check_order
+from compiler.pass_order import PlannedPass
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
 from compiler.stages.trace import trace
 from compiler.text import TOKENIZER_FILES
+from compiler.workflows.pass_plan import planned_passes
 from compiler.workflows.processes import run_isolated
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
@@ -75,9 +76,9 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
         *target.constraints(options, checkpoint.config),
         *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(target)),
     ]
-    passes = (*_declared(config), *_added(target.passes(options), target.name))
+    passes: tuple[PlannedPass, ...] = ()
     try:
-        check_order(passes)
+        passes = planned_passes(config, target.passes(options), target=target.name)
     except CompilerErrors as several:
         errors += several.errors
     except CompilerError as error:
@@ -99,21 +100,6 @@ def _lacks(target: Target) -> tuple[str, ...]:
     """What this machine needs before the target can build here."""
     probe = target.probe()
     return () if probe.can_build else probe.missing
-
-
-def _declared(config: BuildConfig) -> tuple[PlannedPass, ...]:
-    built = build_passes(config.pass_list, folder=config.path.parent)
-    return tuple(
-        PlannedPass(one, spec.place) for one, spec in zip(built, config.pass_list, strict=True)
-    )
-
-
-def _added(choices: Sequence[PassChoice], target: str) -> tuple[PlannedPass, ...]:
-    place = f"target {target}"
-    return tuple(
-        PlannedPass(registry.load_pass(choice.name, where=place)(**choice.options), place)
-        for choice in choices
-    )
 
 
 @dataclass(frozen=True)

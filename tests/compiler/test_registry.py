@@ -64,13 +64,18 @@ def test_the_built_in_names():
     assert registry.passes() == (
         "annotate-int8-qdq",
         "cast-dtype",
+        "eliminate-dead",
         "fold-constants",
         "fold-mask",
         "fuse-attention",
+        "fuse-gate-up",
+        "fuse-qkv",
         "fuse-rms-norm",
+        "fuse-rotary",
         "fuse-silu-mul",
         "insert-strided-slice",
         "keep-qkv-bias",
+        "pad-vocabulary",
         "plan-kv-cache",
         "store-weights",
     )
@@ -147,7 +152,7 @@ def test_a_plugin_may_fill_a_declared_target(plugins, module):
     ("load", "name", "message", "hint"),
     [
         (registry.load_pass, "fold_maks", "no pass is named 'fold_maks'", "mean 'fold-mask'?"),
-        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: annotate-int8-qdq, "),
+        (registry.load_pass, "zzz", "no pass is named 'zzz'", "fold-constants, fold-mask"),
         (registry.load_target, "lvm", "no target is named 'lvm'", "did you mean 'llvm'?"),
     ],
 )

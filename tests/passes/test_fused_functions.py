@@ -10,10 +10,18 @@ from passes.annotate_int8_qdq import QUANTIZED_LINEAR, VASTAI_DOMAIN
 from passes.fold_mask import CAUSAL_MASK
 from passes.fuse_attention import FUSED_ATTENTION
 from passes.fuse_rms_norm import FUSED_RMS_NORM
+from passes.fuse_rotary import FUSED_ROTARY
 from passes.fuse_silu_mul import FUSED_SILU_MUL
 from passes.plan_kv_cache import CACHE_UPDATE
 
-OURS = (CAUSAL_MASK, CACHE_UPDATE, FUSED_ATTENTION, FUSED_RMS_NORM, FUSED_SILU_MUL)
+OURS = (
+    CAUSAL_MASK,
+    CACHE_UPDATE,
+    FUSED_ATTENTION,
+    FUSED_RMS_NORM,
+    FUSED_ROTARY,
+    FUSED_SILU_MUL,
+)
 # The accelerator's operators stand in its own domain.
 FUNCTIONS = (*OURS, QUANTIZED_LINEAR)
 

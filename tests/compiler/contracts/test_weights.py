@@ -25,6 +25,7 @@ from compiler.contracts.weights import (
     source,
     transpose,
     value,
+    zeros,
 )
 
 TABLE = np.random.default_rng(3).standard_normal((10, 6)).astype(np.float32)
@@ -94,6 +95,15 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
     "int8 of a narrowed slice": (
         quantize(cast(cut(stored("table"), 1, 1, 5), "bfloat16"), axis=0),
         int8_of(TABLE[:, 1:5].astype(ml_dtypes.bfloat16).astype(np.float32))[0],
+    ),
+    "zeros": (zeros((3, 6), "float16"), np.zeros((3, 6), np.float16)),
+    "rows padded with zeros": (
+        cut(cast(concat([stored("table"), zeros((4, 6), "float32")]), "bfloat16"), 0, 8, 13),
+        np.concatenate([TABLE, np.zeros((4, 6))]).astype(BF16)[8:13],
+    ),
+    "transpose of padded rows": (
+        transpose(concat([stored("table"), zeros((2, 6), "float32")])),
+        np.concatenate([TABLE, np.zeros((2, 6), np.float32)]).T,
     ),
     "vector": (cast(stored("vector"), "float16"), TABLE[0].astype(np.float16)),
 }

@@ -39,7 +39,7 @@ def quantized(
         past=past,
         valid=valid,
         dtype="bfloat16",
-        quantizer=AnnotateInt8QDQ(operator=operator),
+        added=(AnnotateInt8QDQ(operator=operator),),
     )
 
 

@@ -1,0 +1,16 @@
+"""The built-in passes as they are tried: each with every word that its options may be."""
+
+from compiler import registry
+from compiler.contracts.pass_base import Pass
+from compiler.pass_kit.earlier_passes import choices_of
+
+
+def built_in_passes() -> tuple[Pass, ...]:
+    """By name; with default options first, then with one option changed at a time."""
+    found: list[Pass] = []
+    for name in sorted(registry.PASSES):
+        kind = registry.load_pass(name)
+        found.append(kind())
+        for option, words in choices_of(kind).items():
+            found += [kind(**{option: word}) for word in words]
+    return tuple(dict.fromkeys(found))
