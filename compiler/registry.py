@@ -36,6 +36,8 @@ PASSES: Mapping[str, str] = {
     "fuse-qkv": "passes.fuse_qkv:FuseQKV",
     "fuse-gate-up": "passes.fuse_gate_up:FuseGateUp",
     "fuse-rotary": "passes.fuse_rotary:FuseRotary",
+    "cast-dtype": "passes.cast_dtype:CastDtype",
+    "annotate-int8-qdq": "passes.annotate_int8_qdq:AnnotateInt8QDQ",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
     "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",

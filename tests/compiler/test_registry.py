@@ -62,6 +62,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "annotate-int8-qdq",
+        "cast-dtype",
         "eliminate-dead",
         "fold-constants",
         "fold-mask",
