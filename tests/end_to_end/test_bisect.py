@@ -1,4 +1,4 @@
-"""A pass with a fault in one layer: the build stops, and bisect finds it and writes what shows it."""
+"""A pass with a fault in one layer: the build stops; bisect finds it and writes what shows it."""
 
 import json
 import subprocess
