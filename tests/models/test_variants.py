@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from traced_models import CONTEXT, VOCABULARY, TracedModels
 from window_runs import WindowRuns
 
+from compiler.contracts.program import Phase
+
 # A padded window; one that passes 16 and 20; steps; a window that ends with the context; a step.
 CHUNKS = (9, 16, 1, 1, 1, 10, 1, 1)
 
@@ -52,3 +54,29 @@ def test_windows_and_steps_equal_the_reference(traced_models: TracedModels, name
     for chunk, logits in zip(chunks, wanted, strict=True):
         where = f"{len(chunk)} tokens after {runs.length}"
         np.testing.assert_allclose(runs.extend(chunk), logits[-1], rtol=0, atol=1e-5, err_msg=where)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_each_kind_of_layer_has_its_window(traced_models: TracedModels, phase: Phase):
+    program = WindowRuns(traced_models, "sliding").programs[phase]
+    attended = [node for node in program.graph.nodes if node.op == "FusedAttention"]
+    assert [(node.name, node.attrs["window"]) for node in attended] == [
+        ("model.layers.0.self_attn/FusedAttention", 0),
+        ("model.layers.1.self_attn/FusedAttention", 6),
+    ]
+
+
+def test_taps_of_qwen3_are_reached_by_name(traced_models: TracedModels):
+    program = WindowRuns(traced_models, "qwen3").programs["decode"]
+    layer = "model.layers.1"
+    assert {
+        f"{layer}.input_layernorm/FusedRMSNorm",
+        *(f"{layer}.self_attn.{name}_proj/MatMul" for name in ("q", "k", "v", "o")),
+        *(f"{layer}.self_attn.{name}_norm/FusedRMSNorm" for name in ("q", "k")),
+        # The rotated q and k, the scores' end, and the two residual sums.
+        *(f"{layer}.self_attn/{name}" for name in ("Add", "Add_1", "FusedAttention")),
+        *(f"{layer}/{name}" for name in ("Add", "Add_1")),
+        f"{layer}.post_attention_layernorm/FusedRMSNorm",
+        *(f"{layer}.mlp.{name}_proj/MatMul" for name in ("gate", "up", "down")),
+        f"{layer}.mlp/FusedSiluMul",
+    } <= {node.name for node in program.graph.nodes}
