@@ -21,7 +21,7 @@ _LOWEST = float(np.finfo(np.float32).min)
 # The sum with any score over this, too, is finite in float16; see fold-mask.
 _LOWEST_IN_HALF = -32768.0
 # A mask is evaluated up to about this many entries at once.
-_ENTRIES = 1 << 25
+_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,18 @@ def recognise_mask(mask: gs.Tensor, program: Program) -> MaskForm | str:
             return value
         allowed = _closed_form(past=past, valid=valid, tokens=tokens, window=window)
         flat = value.reshape(allowed.shape)
-        wrong = np.argwhere((flat == 0) != allowed)
-        if len(wrong):
-            row, column = wrong[0]
+        wrong = (flat == 0) != allowed
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
             kind = "a causal mask" if not window else f"a causal mask with a window of {window}"
             expected = "open" if allowed[row, column] else "blocked"
             return (
                 f"with {past} past and {valid} valid tokens, row {row} column {column} is "
                 f"{flat[row, column]:g} where {kind} is {expected}"
             )
-        blocked = flat[~allowed].astype(np.float64)
-        low, high = min(low, blocked.min(initial=low)), max(high, blocked.max(initial=high))
+        blocked = flat[~allowed]
+        if blocked.size:
+            low, high = min(low, float(blocked.min())), max(high, float(blocked.max()))
     assert isinstance(value, np.ndarray), "there is a length to evaluate"
     if low > high:  # a mask of one row blocks nothing until the cache is static
         low = high = _LOWEST
@@ -92,9 +93,8 @@ def _pasts(mask: gs.Tensor, tokens: int, context: int) -> list[int]:
     end = max(0, context - 1)
     last = min(end, _ENTRIES // tokens)
     values = (constant(t) for node in ancestors(mask) for t in node.inputs)
-    integers = [
-        int(v.item()) for v in values if v is not None and v.size == 1 and v.dtype.kind == "i"
-    ]
+    scalars = [v for v in values if v is not None and v.size == 1 and v.dtype.kind == "i"]
+    integers = [abs(int(v.item())) for v in scalars]
     beyond = {min(end, value + 1) for value in integers if last <= value < end + tokens}
     return sorted({0, 1, 5, last, *(beyond if last < end else ())})
 

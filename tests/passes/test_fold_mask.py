@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from attention_graph import LENGTHS, TEXT, random_inputs
+from attention_graph import ALLOWED, LENGTHS, TEXT, random_inputs, windowed
 from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, WINDOW, TracedModels
@@ -16,21 +16,6 @@ from passes import _mask_arithmetic
 from passes.fold_mask import CAUSAL_MASK, FoldMask
 
 LOWEST = float(np.finfo(np.float32).min)
-
-AND = '["mask/And"] allowed = And (causal, real)'
-
-
-def windowed(size: int) -> dict[str, str]:
-    """What to replace in TEXT so that only the last `size` positions are seen."""
-    return {
-        AND: (
-            '["mask/Sub"] distance = Sub (rows, columns)\n'
-            '["mask/Less"] near = Less (distance, window)\n'
-            '["mask/And_1"] band = And (causal, near)\n'
-            '["mask/And"] allowed = And (band, real)'
-        ),
-        "int64 zero = {0}": f"int64 zero = {{0}}, int64 window = {{{size}}}",
-    }
 
 
 def with_length(op: str) -> dict[str, str]:
@@ -358,16 +343,16 @@ DECLINED = {
         "with 0 past and 2 valid tokens, row 0 column 1 is 0 where a causal mask is blocked",
     ),
     "no causality": (
-        {AND: '["mask/And"] allowed = And (real, real)'},
+        {ALLOWED: '["mask/And"] allowed = And (real, real)'},
         "its shape is (1, 4) for 0 past tokens, expected (4, 4)",
     ),
     "padding is seen": (
-        {AND: '["mask/Or"] allowed = Or (causal, real)'},
+        {ALLOWED: '["mask/Or"] allowed = Or (causal, real)'},
         "with 0 past and 1 valid tokens, row 1 column 1 is 0 where a causal mask is blocked",
     ),
     "chunks": (
         {
-            AND: (
+            ALLOWED: (
                 '["mask/Div"] chunk = Div (rows, three)\n'
                 '["mask/Mul_1"] edge = Mul (chunk, three)\n'
                 '["mask/GreaterOrEqual"] near = GreaterOrEqual (columns, edge)\n'
@@ -400,7 +385,7 @@ DECLINED = {
     ),
     "it reads the tokens": (
         {
-            AND: (
+            ALLOWED: (
                 '["mask/ReduceMax"] most = ReduceMax <keepdims: int = 0> (input_ids)\n'
                 '["mask/LessOrEqual_1"] few = LessOrEqual (columns, most)\n'
                 '["mask/And_1"] band = And (causal, few)\n'
@@ -411,7 +396,7 @@ DECLINED = {
     ),
     "it reads a weight": (
         {
-            AND: (
+            ALLOWED: (
                 '["mask/ReduceMax"] most = ReduceMax <keepdims: int = 0> ("embed.weight")\n'
                 '["mask/Cast_1"] few = Cast <to: int = 9> (most)\n'
                 '["mask/And_1"] band = And (causal, few)\n'
