@@ -55,6 +55,7 @@ TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
 # By the `model_type` of config.json.
 MODELS: Mapping[str, str] = {
     "qwen2": "models.qwen2:Qwen2",
+    "qwen3": "models.qwen3:Qwen3",
     "llama": "models.llama:Llama",
 }
 
