@@ -241,8 +241,8 @@ class CastDtype(Pass):
     dtype: Dtype
 
     def promise(self) -> Contract:
-        """A number of roundings of `dtype`."""
-        return Contract.close(rtol=0.0, atol=_ROUNDINGS * _ROUNDOFF[self.dtype])
+        """A number of roundings of `dtype`, and nothing else."""
+        return Contract.rounds(atol=_ROUNDINGS * _ROUNDOFF[self.dtype])
 
     def run(self, program: Program) -> PassReport:
         """Narrow what is known to be safe; decline what is not, with the reason."""

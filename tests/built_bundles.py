@@ -150,16 +150,21 @@ def in_this_process() -> Iterator[None]:
 _TRACED: dict[str, bytes] = {}
 
 
+_Job = tuple[CheckpointRef, int, int | None]
+
+
 def _run_isolated(
-    work: Callable[[CheckpointRef, int, int | None], ProgramSet],
-    checkpoint: CheckpointRef,
-    window: int,
-    context: int | None,
-) -> ProgramSet:
+    work: Callable[[Sequence[_Job]], list[ProgramSet]], jobs: Sequence[_Job]
+) -> list[ProgramSet]:
+    return [_programs(work, job) for job in jobs]
+
+
+def _programs(work: Callable[[Sequence[_Job]], list[ProgramSet]], job: _Job) -> ProgramSet:
+    checkpoint, *lengths = job
     shapes = {name: (one.shape, one.dtype) for name, one in checkpoint.tensors.items()}
-    key = repr((sorted(checkpoint.config.items()), sorted(shapes.items()), window, context))
+    key = repr((sorted(checkpoint.config.items()), sorted(shapes.items()), lengths))
     if key not in _TRACED:
-        _TRACED[key] = pickle.dumps(work(checkpoint, window, context))
+        _TRACED[key] = pickle.dumps(work([job])[0])
     return pickle.loads(_TRACED[key])
 
 

@@ -131,7 +131,7 @@ class TracedModels:
     def probe(self, name: str, *, layers: int = 2) -> ProbeModel:
         """The probe of that model, as a build makes it."""
         checkpoint, family = self.checkpoint(name, layers=layers), self.family(name)
-        small = probe_checkpoint(family, checkpoint, window=PROBE_WINDOW, context=PROBE_CONTEXT)
+        small = probe_checkpoint(family, checkpoint, window=WINDOW, context=CONTEXT)
         if (name, -layers) not in self._pickled:
             programs = trace_stage.trace(family, small, window=PROBE_WINDOW, context=PROBE_CONTEXT)
             self._pickled[name, -layers] = pickle.dumps(programs)
