@@ -13,6 +13,8 @@ StoredDtype = Literal["float32", "float16", "bfloat16"]
 PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 QKV: tuple[Projection, ...] = ("q", "k", "v")
 _EPSILONS = (1e-6, 1e-5, 1e-3)
+# How often a block is spelled by another exporter, and how often it then takes each such spelling.
+_FOREIGN, _EACH = 0.4, 0.7
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class BlockOptions:
     """Everything that decides the graph of a small Qwen model; no two choices depend on each other.
 
     The defaults are a plain Qwen2 of one layer, spelled as this compiler's own trace spells it
-    after `fold-constants`.
+    after `fold-constants`. From `repeats_keys` on, the choices are spellings of other exporters.
 
     Attributes:
         phase: Which of the two graphs.
@@ -45,6 +47,15 @@ class BlockOptions:
             exporters leave them.
         is_swapped: Whether operands of commutative operators stand in either order.
         has_identities: Whether Identity nodes stand here and there.
+        repeats_keys: Whether each query head reads a copy of its key head, in place of grouped
+            queries.
+        scales_operands: Whether queries and keys are scaled by a root each, in place of scores.
+        turns_by_reshape: Whether repeated keys are turned by a Transpose between two Reshapes.
+        has_nan_guard: Whether NaN among the attention's weights becomes 0.
+        has_own_masks: Whether each layer makes its mask anew.
+        repeats_tables: Whether cosines and sines are repeated over the head, in place of angles.
+        asks_lengths: Whether shapes ask the token ids for their number, and leave heads to be
+            inferred.
         seed: Of the places where operands are swapped and Identity nodes stand.
     """
 
@@ -69,6 +80,13 @@ class BlockOptions:
     has_computed_shapes: bool = False
     is_swapped: bool = False
     has_identities: bool = False
+    repeats_keys: bool = False
+    scales_operands: bool = False
+    turns_by_reshape: bool = False
+    has_nan_guard: bool = False
+    has_own_masks: bool = False
+    repeats_tables: bool = False
+    asks_lengths: bool = False
     seed: int = 0
 
     @property
@@ -85,6 +103,7 @@ class BlockOptions:
 def draw_options(seed: int, *, phases: Sequence[Phase]) -> BlockOptions:
     """A block drawn from `seed`, in one of `phases`; equal seeds give equal blocks."""
     draw = random.Random(seed)
+    share = _EACH if draw.random() < _FOREIGN else 0.0
     tokens = draw.randint(2, 6)
     return BlockOptions(
         phase=draw.choice(list(phases)),
@@ -108,6 +127,13 @@ def draw_options(seed: int, *, phases: Sequence[Phase]) -> BlockOptions:
         has_computed_shapes=draw.random() < 0.3,
         is_swapped=draw.random() < 0.4,
         has_identities=draw.random() < 0.25,
+        repeats_keys=draw.random() < share,
+        scales_operands=draw.random() < share,
+        turns_by_reshape=draw.random() < share,
+        has_nan_guard=draw.random() < share,
+        has_own_masks=draw.random() < share,
+        repeats_tables=draw.random() < share,
+        asks_lengths=draw.random() < share,
         seed=seed,
     )
 
@@ -120,6 +146,13 @@ def simpler_options(options: BlockOptions) -> Iterator[BlockOptions]:
     names = (
         "quantized",
         "has_qk_norm",
+        "repeats_keys",
+        "scales_operands",
+        "turns_by_reshape",
+        "has_nan_guard",
+        "has_own_masks",
+        "repeats_tables",
+        "asks_lengths",
         "has_computed_shapes",
         "has_identities",
         "is_swapped",

@@ -10,12 +10,15 @@ import networkx as nx
 from compiler import registry
 from compiler.contracts.pass_base import Pass
 
-# How often a built-in pass that is not required stands before the tried one.
-_SHARE = 0.3
+_MISSING = dataclasses.MISSING
+
+# How often a built-in pass that is not required stands before the tried one: one that the tried
+# pass follows, and any other.
+_FOLLOWED, _SHARE = 0.7, 0.25
 # How often an option of such a pass has another value than its default.
 _OTHER_OPTION = 0.3
 # How often nothing but the required passes stands before it.
-_BARE = 0.3
+_BARE = 0.25
 
 
 def required_earlier(rewriting: Pass, *wanted: str) -> tuple[Pass, ...]:
@@ -29,7 +32,8 @@ def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
     if draw.random() < _BARE:
         return _ordered(chosen.values(), draw)
     for name in sorted(registry.PASSES):
-        added = _closure([_with_drawn_options(name, draw)]) if draw.random() < _SHARE else {}
+        share = _FOLLOWED if name in rewriting.after else _SHARE
+        added = _closure(_with_drawn_options(name, draw)) if draw.random() < share else {}
         if not any(_follows(one, rewriting.name) for one in added.values()):
             chosen = added | chosen
     return _ordered(chosen.values(), draw)
@@ -49,14 +53,32 @@ def choices_of(kind: type[Pass]) -> Mapping[str, tuple[str, ...]]:
     }
 
 
-def _with_drawn_options(name: str, draw: random.Random) -> Pass:
+def plainest(kind: type[Pass], **options: str) -> Pass | None:
+    """A pass with these options and defaults for the rest.
+
+    An option without a default takes the first of its words; None where it has no words either.
+    """
+    words = choices_of(kind)
+    for field in dataclasses.fields(kind):
+        has_default = (field.default, field.default_factory) != (_MISSING, _MISSING)
+        if has_default or field.name in options:
+            continue
+        if field.name not in words:
+            return None
+        options[field.name] = words[field.name][0]
+    return kind(**options)
+
+
+def _with_drawn_options(name: str, draw: random.Random) -> list[Pass]:
+    """One pass, or none where an option of it has to be given and is not one of several words."""
     kind = registry.load_pass(name)
     options = {
         option: draw.choice(words)
         for option, words in sorted(choices_of(kind).items())
         if draw.random() < _OTHER_OPTION
     }
-    return kind(**options)
+    made = plainest(kind, **options)
+    return [] if made is None else [made]
 
 
 def _closure(passes: Iterable[Pass]) -> dict[str, Pass]:

@@ -12,6 +12,7 @@ from compiler import registry
 from compiler.contracts.errors import CompilerError
 from compiler.contracts.pass_base import Pass, Skip
 from compiler.contracts.program import Phase
+from compiler.pass_kit.earlier_passes import plainest
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def _summary(name: str) -> PassSummary:
 
 
 def _contract(kind: type[Pass]) -> str:
-    """With default options; where there is an option without one, as the class declares it."""
-    has_defaults = all(option.default is not None for option in _options(kind))
-    return str(kind().promise() if has_defaults else kind.contract)
+    """With the plainest options; where one has to be given, as the class declares it."""
+    one = plainest(kind)
+    return str(kind.contract if one is None else one.promise())
 
 
 def _options(kind: type[Pass]) -> tuple[OptionSummary, ...]:
@@ -183,7 +184,7 @@ def _named_by(name: str) -> tuple[str, ...]:
             kind = registry.load_pass(other)
         except CompilerError:  # `passes list` says what is wrong with it
             continue
-        has_defaults = all(option.default is not None for option in _options(kind))
-        required = kind().required() if has_defaults else kind.requires
+        one = plainest(kind)
+        required = kind.requires if one is None else one.required()
         found += [other] if name in (*required, *kind.after) else []
     return tuple(found)

@@ -57,10 +57,10 @@ def test_explain_shows_before_and_after(run):
     about, _, shown = out.partition("\nbefore\n")
     before, _, after = shown.partition("\nafter\n")
     assert about.startswith("fuse-silu-mul (passes.fuse_silu_mul)\n\nOne node for the gated")
-    assert "stands after   fold-constants\n" in about
+    assert "stands after   fold-constants" in about
     assert before.count("Mul(") == 2
     assert "graphlower.FusedSiluMul(" in after
-    assert "\ndeclined in generated blocks\n  model.layers.0.mlp/Sigmoid: " in after
+    assert "\ndeclined in generated blocks\n  " in after
 
 
 def test_explain_takes_options(run):

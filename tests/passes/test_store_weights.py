@@ -78,6 +78,10 @@ def test_arithmetic_is_that_of_rounded_weights(dtype: Dtype):
     found = run_program(program, {**inputs, **parameters(program)})["y"]
     assert found.dtype == np.float32
     assert found.tobytes() == wanted.tobytes()
+    before = parameters(linears())
+    adapted = StoreWeights(dtype=dtype).adapt_weights(before, program)
+    assert adapted.keys() == before.keys()
+    assert run_program(linears(), {**inputs, **adapted})["y"].tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize(("phase", "past", "valid"), [("prefill", 3, 9), ("decode", 5, 1)])

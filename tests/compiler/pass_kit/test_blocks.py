@@ -1,7 +1,7 @@
 """Generated graphs are Qwen models: valid, deterministic, and what they are said to be."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import onnx
@@ -61,7 +61,9 @@ def test_every_choice_is_drawn():
     assert {one.heads for one in drawn} >= {1, 3, 9, 12}
     assert {one.dtype for one in drawn} == {"float32", "float16", "bfloat16"}
     assert {QKV, ()} < {one.biases for one in drawn}
-    for name in ("quantized", "has_qk_norm", "is_tied", "has_computed_shapes", "is_swapped"):
+    switches = [f.name for f in fields(BlockOptions) if isinstance(f.default, bool)]
+    assert len(switches) == 12
+    for name in ("quantized", *switches):
         assert {bool(getattr(one, name)) for one in drawn} == {False, True}, name
     assert {(one.squares, one.inverse) for one in drawn} == {
         (squares, inverse) for squares in ("Pow", "Mul") for inverse in ("Reciprocal", "Div")
@@ -80,6 +82,12 @@ def test_every_choice_is_drawn():
         ({"is_tied": True}, {}),
         ({"dtype": "float16"}, {}),
         ({"has_identities": True, "seed": 1}, {"Identity": 10}),
+        ({"repeats_keys": True}, {"Expand": 2, "Reshape": 0, "Unsqueeze": 0}),
+        ({"scales_operands": True}, {"Mul": 1}),
+        ({"has_nan_guard": True}, {"IsNaN": 1, "Where": 1}),
+        ({"has_own_masks": True, "layers": 1}, {}),
+        ({"repeats_tables": True}, {"Concat": 1}),
+        ({"asks_lengths": True}, {"Shape": 3, "Concat": 3}),
     ],
     ids=str,
 )
@@ -99,13 +107,21 @@ def test_an_option_changes_what_it_says(change: dict[str, object], more: dict[st
         {"has_computed_shapes": True},
         {"squares": "Mul"},
         {"inverse": "Div"},
+        {"repeats_keys": True},
+        {"repeats_keys": True, "group": 1},
+        {"repeats_keys": True, "turns_by_reshape": True},
+        {"scales_operands": True},
+        {"has_nan_guard": True},
+        {"has_own_masks": True},
+        {"repeats_tables": True},
+        {"asks_lengths": True},
     ],
     ids=str,
 )
 def test_a_spelling_does_not_change_the_numbers(change: dict[str, object]):
-    plain = BlockOptions(layers=2, seed=2)
-    wanted = outputs_of(plain)
-    for name, value in outputs_of(replace(plain, **change)).items():
+    other = replace(BlockOptions(layers=2, seed=2), **change)
+    wanted = outputs_of(BlockOptions(layers=2, seed=2, group=other.group))
+    for name, value in outputs_of(other).items():
         np.testing.assert_allclose(value, wanted[name], rtol=1e-5, atol=1e-6)
 
 

