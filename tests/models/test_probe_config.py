@@ -1,15 +1,21 @@
 """The probe's configuration: small widths, and every length on the side where the model has it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from family_variants import VARIANTS
+from program_runs import run_pass
 
+from compiler.contracts.weights import CheckpointRef, StoredTensor
+from compiler.stages.trace import trace
 from models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION
 from models.llama import Llama
 from models.probe import ProbeLengths
 from models.qwen2 import Qwen2
 from models.qwen3 import Qwen3
+from passes.fold_constants import FoldConstants
+from passes.fold_mask import FoldMask
 
 LENGTHS = {"window": 16, "context": 48, "model_window": 512, "model_context": 4096}
 CONFIG: Mapping[str, object] = {
@@ -126,3 +132,48 @@ def test_a_probe_of_a_probe_is_the_same(name: str):
     found = probe(family, config)
     again = {"window": 16, "context": 48, "model_window": 16, "model_context": 48}
     assert family.probe_config(found, **again) == found
+
+
+def folded(family: Qwen2, config: Mapping[str, object], *, window: int, context: int) -> list[str]:
+    """What fold-mask did to each phase: its rewrites, and of each node all but dimensions."""
+    tensors = {
+        name: StoredTensor(Path("/nowhere/model.safetensors"), 0, shape, "float32")
+        for name, shape in family.tensors(config).items()
+    }
+    checkpoint = CheckpointRef(Path("/nowhere"), config, tensors, digest="")
+    found: list[str] = []
+    for program in trace(family, checkpoint, window=window, context=context):
+        run_pass(FoldConstants(), program)
+        report = run_pass(FoldMask(), program)
+        assert report.skips == ()
+        found += [program.phase, *report.rewrites]
+        for node in program.graph.nodes:
+            reads = [tensor.name for tensor in node.inputs]
+            window_of_it = bool(node.attrs.get("window", 0))
+            found.append(f"{node.name} {node.op} {reads} {window_of_it}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("sliding", 60),
+        # Past the context: only padding of prefill reaches it, or nothing does.
+        ("sliding", 100),
+        ("sliding", 200),
+        ("dynamic", 60),
+    ],
+)
+def test_a_pass_does_the_same_to_model_and_probe(name: str, length: int):
+    keys = {"sliding": "sliding_window", "dynamic": "max_position_embeddings"}
+    plain = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "head_dim": 16}
+    config = {**CONFIG, **plain, "intermediate_size": 72, **VARIANTS[name][1], keys[name]: length}
+    small = Qwen2().probe_config(config, window=16, context=48, model_window=32, model_context=96)
+    wanted = folded(Qwen2(), config, window=32, context=96)
+    assert folded(Qwen2(), small, window=16, context=48) == wanted
+    windows = [line.endswith("True") for line in wanted if "CausalMask" in line.split()]
+    reached = {60: [True, True], 100: [True, False], 200: [False, False]}
+    if name == "sliding":
+        # A full and a sliding layer, in prefill and in decode.
+        assert windows == [False, reached[length][0], False, reached[length][1]]
