@@ -25,6 +25,7 @@ class PlannedPass:
         is_placed: Whether its place in the list was given; else `arrange` finds one.
         expected: How often it must fire in each phase; None where it may fire as it likes.
         stands_for: The pass whose place it took; it counts as that one, too.
+        spelled: How the list names it, where that is not `rewrite.name`: `./my_pass.py:MyPass`.
     """
 
     rewrite: Pass
@@ -32,6 +33,7 @@ class PlannedPass:
     is_placed: bool = True
     expected: Expectation | None = None
     stands_for: str = ""
+    spelled: str = ""
 
     def is_called(self, name: str) -> bool:
         """Whether it is that pass, or stands for it."""

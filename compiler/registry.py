@@ -36,6 +36,8 @@ PASSES: Mapping[str, str] = {
     "fuse-qkv": "passes.fuse_qkv:FuseQKV",
     "fuse-gate-up": "passes.fuse_gate_up:FuseGateUp",
     "fuse-rotary": "passes.fuse_rotary:FuseRotary",
+    "cast-dtype": "passes.cast_dtype:CastDtype",
+    "annotate-int8-qdq": "passes.annotate_int8_qdq:AnnotateInt8QDQ",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
     "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",
@@ -53,6 +55,7 @@ TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
 # By the `model_type` of config.json.
 MODELS: Mapping[str, str] = {
     "qwen2": "models.qwen2:Qwen2",
+    "qwen3": "models.qwen3:Qwen3",
     "llama": "models.llama:Llama",
 }
 

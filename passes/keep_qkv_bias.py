@@ -7,8 +7,9 @@ must meet the column of the product that the same row of its weight makes:
     MatMul(x, transpose(concat([q.weight, k.weight]))) + concat([q.bias, k.bias])     holds
     MatMul(x, transpose(concat([q.weight, k.weight]))) + concat([k.bias, q.bias])     is broken
 
-Casts, transposes, DequantizeLinear and slices of both may stand between. Only nodes that reach an
-output count. Checked after every later pass, in each phase.
+Casts, transposes, DequantizeLinear and slices of both may stand between. An int8 weight must be
+dequantized in or before its product: a bias that is added sooner would be scaled with it. Only
+nodes that reach an output count. Checked after every later pass, in each phase.
 """
 
 import re
@@ -36,7 +37,9 @@ _LAYOUT = (
     "Squeeze",
     "DequantizeLinear",
 )
-_PRODUCTS = ("MatMul", "Gemm")
+# Multiplies by an int8 weight [out, in] and its scales, as one operator.
+_QUANTIZED_PRODUCT = "QuantizedLinearPerChannel"
+_PRODUCTS = ("MatMul", "Gemm", _QUANTIZED_PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,15 @@ def _output_axis(use: _Use) -> int | None:
     is_matrix = use.node.op in _PRODUCTS and len(use.weight.shape) == 2
     if not is_matrix or use.node.inputs[1] is not use.tensor:
         return None
-    return 0 if use.node.attrs.get("transB", 0) else 1
+    return 0 if use.node.attrs.get("transB", 0) or use.node.op == _QUANTIZED_PRODUCT else 1
+
+
+def _is_unscaled(use: _Use) -> bool:
+    """Whether a product multiplies by int8 values as they are stored."""
+    if use.weight.dtype != "int8" or use.node.op == _QUANTIZED_PRODUCT:
+        return False
+    unscaled = [op for op in _LAYOUT if op != "DequantizeLinear"]
+    return not through(use.tensor, *unscaled).inputs
 
 
 def _violation(
@@ -107,6 +118,8 @@ def _violation(
     if product is None:
         return f"{bias} is added at {total.node.name}, not to the product with {weight}"
     for use in products:
+        if _is_unscaled(use):
+            return f"{bias} is added to {use.node.name}, whose int8 weight is not dequantized"
         for node, _, _ in _readers(use.node.outputs[0], live):
             if node is not total.node:
                 return f"{bias} is bypassed: {node.name} reads {use.node.name} without it"

@@ -29,8 +29,12 @@ def rewritten(
     valid: int,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     added: Sequence[Pass] = (),
+    has_storage: bool = True,
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The program of one phase, and what it takes; `added` stand where a user's passes do."""
+    """The program of one phase, and what it takes; `added` stand where a user's passes do.
+
+    Without storage it ends before weights are laid out for the target.
+    """
     program = traced_models.programs(NAME, layers=LAYERS).programs[phase]
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     for rewriting in (
@@ -42,7 +46,7 @@ def rewritten(
         FuseAttention(),
         FuseRMSNorm(),
         FuseSiluMul(),
-        StoreWeights(dtype=dtype),
+        *((StoreWeights(dtype=dtype),) if has_storage else ()),
         FoldConstants(),
     ):
         if phase in rewriting.phases:

@@ -139,7 +139,7 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_every_pass_is_documented() -> None:
     document = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[`([a-z-]+)`\]\(#([a-z-]+)\) \|(.*)$", document, re.MULTILINE)
+    rows = re.findall(r"^\| \[`([a-z0-9-]+)`\]\(#([a-z0-9-]+)\) \|(.*)$", document, re.MULTILINE)
     sections = re.findall(r"^## (.*)$", document, re.MULTILINE)
 
     assert sorted(sections) == sorted(registry.passes())

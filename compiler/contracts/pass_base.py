@@ -23,14 +23,15 @@ class Contract:
     """What a pass promises about the numbers that leave the graph.
 
     Attributes:
-        kind: `exact` (equal to the bit), `close` (within rtol and atol), or `changes`
-            (the named outputs mean something else; `adapt_outputs` states what they must equal).
-        rtol: Relative tolerance of `close` and `changes`.
-        atol: Absolute tolerance of `close` and `changes`.
+        kind: `exact` (equal to the bit), `close` (within rtol and atol), `rounds` (within atol,
+            and in float64, where nothing is rounded, within 1e-9), or `changes` (the named outputs
+            mean something else; `adapt_outputs` states what they must equal).
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
         outputs: The outputs that `changes` names.
     """
 
-    kind: Literal["exact", "close", "changes"]
+    kind: Literal["exact", "close", "rounds", "changes"]
     rtol: float = 0.0
     atol: float = 0.0
     outputs: tuple[str, ...] = ()
@@ -42,6 +43,8 @@ class Contract:
                 return "exact"
             case "close":
                 return f"close({tolerance})"
+            case "rounds":
+                return f"rounds(atol={self.atol:g})"
             case "changes":
                 return f"changes({', '.join(self.outputs)}; {tolerance})"
 
@@ -54,6 +57,11 @@ class Contract:
     def close(rtol: float, atol: float) -> "Contract":
         """The same value by another order of arithmetic."""
         return Contract("close", rtol=rtol, atol=atol)
+
+    @staticmethod
+    def rounds(atol: float) -> "Contract":
+        """The same arithmetic in a narrower type: all that differs is rounding."""
+        return Contract("rounds", atol=atol)
 
     @staticmethod
     def changes(*outputs: str, rtol: float = 1e-5, atol: float = 1e-5) -> "Contract":

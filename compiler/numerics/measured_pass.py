@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
 
+# What two orders of arithmetic may differ by in float64.
+_UNROUNDED = Contract.close(rtol=1e-9, atol=1e-9)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Largest absolute differences over all outputs and inputs tried.
@@ -105,9 +109,28 @@ class MeasuredPhase:
                 raise _left(promise, breach, first_divergence(before, now, wanted=after.outputs))
             measured.append(_measured(after, found))
             cases.append(replace(after, outputs=found))
+        if promise.kind == "rounds":
+            self._check_rounding(rewriting, program)
         self._model, self._weights = model, dict(program.weights)
         self._bound, self._cases = bound, tuple(cases)
         return _worst(measured)
+
+    def _check_rounding(self, rewriting: Pass, program: Program) -> None:
+        """Where nothing is rounded, the graphs before and after must agree."""
+        old, new = in_float64(self._model), in_float64(program.model())
+        weights = rewriting.adapt_weights(self._parameters.arrays(self._weights), program)
+        wide = _widened(weights), _widened(self._parameters.arrays(program.weights))
+        before, after = ReferenceSession(old), ReferenceSession(new)
+        for case in self._cases:
+            inputs = _widened(case.inputs)
+            outputs = before.run({**wide[0], **inputs})
+            adapted = _adapted(_Case(inputs, outputs, None), rewriting, program)
+            runs = Run(old, {**wide[0], **inputs}), Run(new, {**wide[1], **adapted.inputs})
+            breach = first_breach(_UNROUNDED, adapted.outputs, after.run(runs[1].feeds))
+            if breach is not None:
+                where = first_divergence(*runs, wanted=adapted.outputs)
+                said = replace(breach, said=f"in float64, too, {breach.said}")
+                raise _left(rewriting.promise(), said, where)
 
     def _with_adapted_weights(self, rewriting: Pass, program: Program) -> tuple[_Case, ...]:
         """The cases as the graph before the pass answers them on the weights that it rounds to."""

@@ -42,10 +42,24 @@ def probe_lengths(window: int, context: int | None) -> tuple[int, int | None]:
 
 
 def probe_checkpoint(
-    family: ModelFamily, checkpoint: CheckpointRef, *, window: int, context: int
+    family: ModelFamily, checkpoint: CheckpointRef, *, window: int, context: int | None
 ) -> CheckpointRef:
-    """The checkpoint that the probe would be traced from; its tensors lie in no file."""
-    config = family.probe_config(checkpoint.config, window=window, context=context)
+    """The checkpoint that the probe would be traced from; its tensors lie in no file.
+
+    Args:
+        family: Of the model.
+        checkpoint: The model's.
+        window: The model's prefill window.
+        context: The model's context; None without decode.
+    """
+    probe_window, probe_context = probe_lengths(window, context)
+    config = family.probe_config(
+        checkpoint.config,
+        window=probe_window,
+        context=probe_context or probe_window,
+        model_window=window,
+        model_context=context or window,
+    )
     shapes = family.tensors(config)
     tensors = {
         name: StoredTensor(Path(), 0, shapes[name], tensor.dtype)

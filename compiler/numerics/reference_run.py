@@ -15,6 +15,7 @@ import onnx.inliner
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays
+from compiler.numerics.half_precision import spelled_in_float32
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -25,7 +26,9 @@ _DOUBLE = onnx.TensorProto.DOUBLE
 
 
 class ReferenceSession:
-    """One graph, ready to run. bfloat16 outputs, which numpy lacks, are given in float32.
+    """One graph, ready to run; 16-bit arithmetic rounds after each operator.
+
+    Outputs in bfloat16, which numpy lacks, are given in float32.
 
     Args:
         model: A valid model; its functions need not be inlined.
@@ -35,6 +38,7 @@ class ReferenceSession:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        model = spelled_in_float32(model)
         self._session = _session(model)
         outputs = self._session.get_outputs()
         self.outputs = tuple(output.name for output in outputs)

@@ -2,6 +2,7 @@
 
 from compiler.pass_kit.cases import Case, case_of, draw_recipe, plain_recipe
 from compiler.pass_kit.checks import Finding, Outcome, check_pass
+from compiler.pass_kit.counterexample import read_case
 from compiler.pass_kit.fuzz import Failure, Tried, try_pass
 from compiler.pass_kit.program_text import program_from_text, text_of
 
@@ -16,6 +17,7 @@ __all__ = [
     "draw_recipe",
     "plain_recipe",
     "program_from_text",
+    "read_case",
     "text_of",
     "try_pass",
 ]

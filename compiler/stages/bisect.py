@@ -16,7 +16,7 @@ from compiler.contracts.pass_base import Arrays, Contract, Pass
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
-from compiler.numerics.feeds import lengths_of, program_feeds
+from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
@@ -33,7 +33,7 @@ class Culprit:
         breach: The output, and how far it is off.
         divergence: Where it begins; None where no tensor between is shared.
         before: The program that the pass got, of the probe.
-        inputs: What shows the fault, as `before` takes it.
+        lengths: Past and valid tokens that show it.
     """
 
     planned: PlannedPass
@@ -41,7 +41,7 @@ class Culprit:
     breach: Breach
     divergence: Divergence | None
     before: Program
-    inputs: Arrays
+    lengths: Lengths
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class _Fault:
 
     phase: Phase
     breach: Breach
+    lengths: Lengths
     inputs: Arrays
     adapted: Arrays
     wanted: Arrays
@@ -121,7 +122,7 @@ class _Search:
             found = new.run({**parameters, **adapted})
             breach = first_breach(self._allowed(base, number), outputs, found)
             if breach is not None:
-                return _Fault(before.phase, breach, inputs, adapted, outputs)
+                return _Fault(before.phase, breach, lengths, inputs, adapted, outputs)
         return None
 
     def _allowed(self, base: int, number: int) -> Contract:
@@ -225,7 +226,7 @@ def _culprit(search: _Search, planned: PlannedPass, *, base: int, number: int) -
         Run(after.model(), {**search.values(after), **fault.adapted}),
         wanted=fault.wanted,
     )
-    return Culprit(planned, fault.phase, fault.breach, divergence, before, fault.inputs)
+    return Culprit(planned, fault.phase, fault.breach, divergence, before, fault.lengths)
 
 
 def _session(program: Program) -> ReferenceSession:

@@ -57,6 +57,7 @@ def planned_passes(
             is_placed=entry.is_placed,
             expected=expected.get(entry.spec.name) or expected.get(entry.stands_for),
             stands_for=entry.stands_for,
+            spelled=entry.spec.name,
         )
         for one, entry in zip(built, entries, strict=True)
     ]

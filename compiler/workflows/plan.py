@@ -116,9 +116,8 @@ def traced(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
     jobs = [(checkpoint, shape.window, shape.context)]
     small: CheckpointRef | None = None
     if config.verify == "probe":
-        window, context = probe_lengths(shape.window, shape.context)
-        small = probe_checkpoint(family, checkpoint, window=window, context=context or window)
-        jobs.append((small, window, context))
+        small = probe_checkpoint(family, checkpoint, window=shape.window, context=shape.context)
+        jobs.append((small, *probe_lengths(shape.window, shape.context)))
     programs, *probes = run_isolated(trace_checkpoints, jobs)
     if small is not None:
         vocabulary = vocabulary_of(probes[0])

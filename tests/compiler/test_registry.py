@@ -62,6 +62,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "annotate-int8-qdq",
+        "cast-dtype",
         "eliminate-dead",
         "fold-constants",
         "fold-mask",
@@ -79,7 +81,7 @@ def test_the_built_in_names():
     )
     assert registry.targets() == ("torch", "tvm_llvm")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
-    assert registry.models() == ("llama", "qwen2")
+    assert registry.models() == ("llama", "qwen2", "qwen3")
 
 
 def test_listing_imports_no_plugin():
@@ -115,7 +117,7 @@ def test_a_duplicate_name_names_both_owners(plugins):
 def test_the_same_entry_point_seen_twice_is_no_duplicate(plugins):
     point = ("graphlower.models", "mine", "acme:Mine", "acme")
     plugins(point, point)
-    assert registry.models() == ("llama", "mine", "qwen2")
+    assert registry.models() == ("llama", "mine", "qwen2", "qwen3")
 
 
 def test_an_alias_is_a_name_too(plugins):
@@ -165,7 +167,7 @@ def test_an_unknown_model_type_lists_those_that_are_supported():
     with pytest.raises(CheckpointError) as caught:
         registry.load_family("mamba", where="config.json")
     assert caught.value.message == "model_type 'mamba' is not supported"
-    assert caught.value.hint == "supported: llama, qwen2"
+    assert caught.value.hint == "supported: llama, qwen2, qwen3"
     assert caught.value.code == "unsupported-model-type"
 
 

@@ -61,7 +61,9 @@ def test_groups_of_heads_stay_groups(heads: int, kv_heads: int, wanted: tuple[in
         "num_key_value_heads": kv_heads,
         "vocab_size": 151665,
     }
-    small = Qwen2().probe_config(config, window=16, context=48)
+    small = Qwen2().probe_config(
+        config, window=16, context=48, model_window=512, model_context=1024
+    )
     assert (small["num_attention_heads"], small["num_key_value_heads"]) == wanted
     assert small["num_hidden_layers"] == 3
     vocabulary = small["vocab_size"]
