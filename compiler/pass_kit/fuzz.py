@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from compiler.contracts.pass_base import Pass, Skip
 from compiler.pass_kit.cases import Case, Recipe, draw_recipe
-from compiler.pass_kit.checks import Finding, Outcome, check_pass
+from compiler.pass_kit.checks import Outcome, check_pass
+from compiler.pass_kit.findings import Finding
 from compiler.pass_kit.shrink import shrink
 
 

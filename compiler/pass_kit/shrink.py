@@ -13,7 +13,8 @@ import onnx
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Pass
 from compiler.pass_kit.cases import Case, Recipe
-from compiler.pass_kit.checks import Finding, Outcome, check_pass
+from compiler.pass_kit.checks import Outcome, check_pass
+from compiler.pass_kit.findings import Finding
 from compiler.pass_kit.subgraphs import (
     Observed,
     integer_inputs,
