@@ -6,6 +6,7 @@ case = recipe.case()    # the block that it describes, rewritten by the passes b
 
 import pickle
 import random
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def seeded_rows(tensors: Mapping[str, StoredTensor], *, seed: int) -> RowReader:
     def read(name: str, start: int, stop: int) -> np.ndarray:
         tensor = tensors[name]
         if tensor.dtype == "int8":
-            drawn = np.random.default_rng((seed, len(name))).integers(-127, 128, tensor.shape)
+            random_state = np.random.default_rng((seed, zlib.crc32(name.encode())))
+            drawn = random_state.integers(-127, 128, tensor.shape)
             return drawn.astype(np.int8)[start:stop]
         rows = floats(name, start, stop)
         if not name.endswith("_scale"):

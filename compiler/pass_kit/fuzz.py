@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from compiler.contracts.pass_base import Pass, Skip
 from compiler.pass_kit.cases import Case, Recipe, draw_recipe
-from compiler.pass_kit.checks import Finding, Outcome, check_pass
+from compiler.pass_kit.checks import Outcome, check_pass
+from compiler.pass_kit.findings import Finding
 from compiler.pass_kit.shrink import shrink
 
 
@@ -67,6 +68,8 @@ class Tried:
 
 # Skips that are kept as examples.
 _EXAMPLES = 8
+# Blocks that are drawn for each graph at most: what a pass requires may refuse some.
+_DRAWS = 5
 
 
 def try_pass(
@@ -87,7 +90,7 @@ def try_pass(
     outcomes: list[Outcome] = []
     failure: Failure | None = None
     number = 0
-    while len(outcomes) < graphs and failure is None:
+    while len(outcomes) < graphs and number < _DRAWS * graphs and failure is None:
         recipe = draw_recipe(rewriting, seed=seed + number)
         case = recipe.case()
         if case is not None:

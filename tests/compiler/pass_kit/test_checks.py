@@ -298,3 +298,48 @@ def test_equal_graphs_are_rewritten_equally():
 
     finding = found(Edits(remembers))
     assert (finding.check, finding.said) == ("determinism", "two runs on equal graphs differ")
+
+
+# -- passes that round
+
+
+def narrows_the_sum(program: Program) -> PassReport:
+    """Add(x, b) in float16."""
+    add = node(program, "head/Add")
+    if add.inputs[0].name.startswith("narrow"):
+        return PassReport()
+    total = add.outputs[0]
+    narrow = [gs.Variable(f"narrow.{index}") for index in range(3)]
+    for index, tensor in enumerate(list(add.inputs)):
+        program.graph.nodes.append(
+            gs.Node("Cast", f"narrow.{index}", {"to": 10}, [tensor], [narrow[index]])
+        )
+    add.inputs, add.outputs = narrow[:2], narrow[2:]
+    program.graph.nodes.append(gs.Node("Cast", "widen", {"to": 1}, narrow[2:], [total]))
+    tidy(program.graph)
+    return PassReport((add.name,))
+
+
+def narrows_and_loses(program: Program) -> PassReport:
+    """The same, with a thousandth of the bias gone: less than rounding is allowed to cost."""
+    report = narrows_the_sum(program)
+    if report.rewrites:
+        add = node(program, "head/Add")
+        factor = gs.Constant("factor", np.array(0.999, np.float16))
+        less = gs.Variable("less")
+        program.graph.nodes.append(gs.Node("Mul", "less", None, [add.inputs[1], factor], [less]))
+        add.inputs = [add.inputs[0], less]
+        tidy(program.graph)
+    return report
+
+
+@dataclass(frozen=True)
+class Rounds(Edits):
+    contract: ClassVar = Contract.rounds(atol=0.01)
+
+
+def test_what_is_lost_under_the_rounding_shows_in_float64():
+    assert check_pass(Rounds(narrows_the_sum), case()).finding is None
+    finding = found(Rounds(narrows_and_loses))
+    assert (finding.check, finding.kind) == ("numbers", "value")
+    assert " in float64, too, y[0, " in finding.said

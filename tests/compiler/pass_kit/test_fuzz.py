@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 from built_in_passes import built_in_passes
 
+from compiler import registry
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Pass, PassReport, Skip
 from compiler.contracts.program import Program
@@ -109,3 +110,23 @@ def test_a_plainer_recipe_keeps_what_the_pass_requires():
         names = {one.name for one in simpler.earlier}
         assert {"fold-mask", "plan-kv-cache"} <= names
         assert (len(simpler.earlier), simpler.options) != (len(recipe.earlier), recipe.options)
+
+
+@dataclass(frozen=True)
+class NeedsMore(Pass):
+    """Requires a pass that refuses every graph."""
+
+    name: ClassVar = "need-more"
+    requires: ClassVar = ("refuse-all",)
+
+    def run(self, program: Program) -> PassReport:
+        raise AssertionError("there is no graph to run on")
+
+
+def test_blocks_that_an_earlier_pass_refuses_are_not_drawn_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(registry, "PASSES", {})
+    monkeypatch.setattr(registry, "load_pass", lambda name: {"refuse-all": Refuses}[name])
+    tried = try_pass(NeedsMore(), graphs=2)
+    assert (tried.graphs, tried.passed, tried.failure) == (0, False, None)
