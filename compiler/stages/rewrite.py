@@ -8,7 +8,7 @@ numbers keep the pass's contract.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,6 +125,7 @@ def _entered(program: Program, probe: ProbeModel | None) -> _PhaseState:
 def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> PassRecord:
     rewriting, program = planned.rewrite, state.program
     before, signature = state.model, (program.inputs(), program.outputs())
+    known = _names(program)
     state.invariants += rewriting.invariants(program)
     report = rewriting.run(program)
     program.prune_parameters()
@@ -134,7 +135,7 @@ def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> Pass
         problem = (
             _structure_problem(program, model)
             or _signature_problem(rewriting, signature, program)
-            or _report_problem(report, (before, model), is_changed=state.model != before)
+            or _report_problem(report, known | _names(program), is_changed=state.model != before)
             or _invariant_problem(state)
         )
         if problem is not None:
@@ -232,23 +233,20 @@ def _signature_problem(
     return None
 
 
-def _report_problem(
-    report: PassReport, models: tuple[bytes, onnx.ModelProto], *, is_changed: bool
-) -> str | None:
+def _report_problem(report: PassReport, known: Collection[str], *, is_changed: bool) -> str | None:
+    """What the report says of another graph; `known` are names before and after the pass."""
     if report.rewrites and not is_changed:
         return f"reports {len(report.rewrites)} rewrites, but the graph is unchanged"
     if is_changed and not report.rewrites:
         return "reports no rewrite, but the graph changed"
-    if not report.rewrites:
-        return None
-    known = _names(onnx.load_from_string(models[0])) | _names(models[1])
     unknown = next((name for name in report.rewrites if name not in known), None)
     return None if unknown is None else f"reports {unknown!r}, which no node or tensor is called"
 
 
-def _names(model: onnx.ModelProto) -> set[str]:
+def _names(program: Program) -> set[str]:
     """Names of nodes and of what they make."""
-    return {name for node in model.graph.node for name in (node.name, *node.output)}
+    nodes = program.graph.nodes
+    return {name for node in nodes for name in (node.name, *(t.name for t in node.outputs))}
 
 
 def _invariant_problem(state: _PhaseState) -> str | None:
