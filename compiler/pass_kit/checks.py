@@ -19,7 +19,12 @@ from compiler.contracts.program import Program
 from compiler.pass_kit.cases import Case
 from compiler.pass_kit.findings import Finding, Found, raised
 from compiler.pass_kit.numeric_check import check_numbers
-from compiler.pass_kit.structure import report_problem, signature_problem, structure_problem
+from compiler.pass_kit.structure import (
+    report_problem,
+    signature_problem,
+    state_of,
+    structure_problem,
+)
 
 _Result = TypeVar("_Result")
 
@@ -64,7 +69,7 @@ def check_pass(
         return Outcome(refusal=error.message)
     try:
         _guarded(_exported, "export of the new graph", program)
-        is_changed = _bytes(program) != _bytes(case.program)
+        is_changed = state_of(program) != state_of(case.program)
         finding = _graph_finding(rewriting, case, program, report)
         if finding is None and is_changed and has_numbers:
             check_numbers(rewriting, case, program, has_float64=has_float64)
@@ -103,7 +108,7 @@ def _graph_finding(
     said = signature_problem(rewriting, case.program, program)
     if said is not None:
         return Finding("signature", "changed", said)
-    said = report_problem(report, case.program.model(), model)
+    said = report_problem(report, case.program, program)
     return None if said is None else Finding("report", said.split(",")[0], said)
 
 
@@ -123,7 +128,7 @@ def _repeat_finding(
     try:
         same = _guarded(rewriting.run, "a run on an equal graph", again)
         again.prune_parameters()
-        if (same, _bytes(again)) != (report, _bytes(program)):
+        if (same, state_of(again)) != (report, state_of(program)):
             return Finding("determinism", "differs", "two runs on equal graphs differ")
         second = _guarded(rewriting.run, "a second run", again)
     except CompilerError as error:
@@ -131,10 +136,6 @@ def _repeat_finding(
     again.prune_parameters()
     if second.rewrites:
         return Finding("repeat", "rewrites", f"a second run rewrites {second.rewrites[0]} again")
-    if _bytes(again) != _bytes(program):
+    if state_of(again) != state_of(program):
         return Finding("repeat", "changes", "a second run changes the graph without a report")
     return None
-
-
-def _bytes(program: Program) -> bytes:
-    return program.model().SerializeToString(deterministic=True)

@@ -39,20 +39,27 @@ def signature_problem(rewriting: Pass, before: Program, after: Program) -> str |
     return None
 
 
-def report_problem(
-    report: PassReport, before: onnx.ModelProto, after: onnx.ModelProto
-) -> str | None:
-    """How the report contradicts what happened to the graph."""
-    is_changed = _bytes(before) != _bytes(after)
+def report_problem(report: PassReport, before: Program, after: Program) -> str | None:
+    """How the report contradicts what happened to the program."""
+    old, new = before.model(), after.model()
+    is_changed = _bytes(old) != _bytes(new)
     if report.rewrites and not is_changed:
         return f"reports rewrites, {len(report.rewrites)}, but the graph is unchanged"
     if is_changed and not report.rewrites:
         return "reports no rewrite, but the graph changed"
-    known = _names(before) | _names(after)
+    if not report.rewrites and state_of(before) != state_of(after):
+        return "reports no rewrite, but changed weights, aliases or logits_of"
+    known = _names(old) | _names(new)
     unknown = next((name for name in report.rewrites if name not in known), None)
     if unknown is not None:
         return f"reports a rewrite, {unknown!r}, which no node or tensor is called"
     return None
+
+
+def state_of(program: Program) -> tuple[object, ...]:
+    """Everything of a program that a pass may change, to be compared."""
+    weights = {name: weight.key for name, weight in program.weights.items()}
+    return _bytes(program.model()), weights, dict(program.aliases), program.logits_of
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

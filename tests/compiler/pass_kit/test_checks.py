@@ -12,6 +12,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
+from compiler.contracts.weights import cast
 from compiler.pass_kit import Case, Finding, Outcome, case_of, check_pass, program_from_text
 
 TEXT = """
@@ -127,6 +128,13 @@ def is_silent(program: Program) -> PassReport:
     return PassReport()
 
 
+def changes_a_weight(program: Program) -> PassReport:
+    program.weights["head.weight"] = cast(
+        cast(program.weights["head.weight"], "float16"), "float32"
+    )
+    return PassReport()
+
+
 def misnames(program: Program) -> PassReport:
     swaps(program)
     return PassReport(("head/Sum",))
@@ -142,6 +150,7 @@ def misnames(program: Program) -> PassReport:
         (widens_the_output, "signature", "changes the outputs without declaring it: ['y'] became"),
         (lies_of_a_rewrite, "report", "reports rewrites, 1, but the graph is unchanged"),
         (is_silent, "report", "reports no rewrite, but the graph changed"),
+        (changes_a_weight, "report", "reports no rewrite, but changed weights, aliases or logits"),
         (misnames, "report", "reports a rewrite, 'head/Sum', which no node or tensor is called"),
     ],
 )
