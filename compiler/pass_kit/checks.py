@@ -16,15 +16,16 @@ from compiler.contracts.errors import CompilerError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassReport, Skip
 from compiler.contracts.program import Program
-from compiler.pass_kit.cases import Case
-from compiler.pass_kit.findings import Finding, Found, raised
-from compiler.pass_kit.numeric_check import check_numbers
-from compiler.pass_kit.structure import (
+from compiler.pass_checks import (
+    ProgramState,
     report_problem,
     signature_problem,
     state_of,
     structure_problem,
 )
+from compiler.pass_kit.cases import Case
+from compiler.pass_kit.findings import Finding, Found, raised
+from compiler.pass_kit.numeric_check import check_numbers
 
 _Result = TypeVar("_Result")
 
@@ -69,9 +70,9 @@ def check_pass(
         return Outcome(refusal=error.message)
     try:
         _guarded(_exported, "export of the new graph", program)
-        is_changed = state_of(program) != state_of(case.program)
-        finding = _graph_finding(rewriting, case, program, report)
-        if finding is None and is_changed and has_numbers:
+        before = state_of(case.program)
+        finding = _graph_finding(rewriting, before, program, report)
+        if finding is None and has_numbers and state_of(program) != before:
             check_numbers(rewriting, case, program, has_float64=has_float64)
         finding = (
             finding
@@ -98,18 +99,19 @@ def _guarded(call: Callable[[Program], _Result], name: str, program: Program) ->
 
 
 def _graph_finding(
-    rewriting: Pass, case: Case, program: Program, report: PassReport
+    rewriting: Pass, before: ProgramState, program: Program, report: PassReport
 ) -> Finding | None:
     """What is wrong with the graph, its signature or the report of it."""
     model = program.model()
-    kind, said = structure_problem(model) or ("", None)
+    kind, said = structure_problem(program, model) or ("", None)
     if said is not None:
         return Finding("structure", kind, said)
-    said = signature_problem(rewriting, case.program, program)
+    after = state_of(program, model)
+    said = signature_problem(rewriting, before, after)
     if said is not None:
         return Finding("signature", "changed", said)
-    said = report_problem(report, case.program, program)
-    return None if said is None else Finding("report", said.split(",")[0], said)
+    said = report_problem(report, before, after)
+    return None if said is None else Finding("report", said.split("'")[0], said)
 
 
 def _invariants_finding(invariants: Sequence[Invariant], program: Program) -> Finding | None:
