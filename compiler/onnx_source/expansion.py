@@ -11,6 +11,7 @@ use are refused, naming the node.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -119,22 +120,26 @@ def _expand_rotary_embedding(graph: gs.Graph, node: gs.Node, kinds: Kinds) -> st
     return None
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Query heads over key heads, and their width."""
+
+    queries: int
+    keys: int
+    width: int
+
+
 def _expand_attention(graph: gs.Graph, node: gs.Node, kinds: Kinds) -> str | None:
-    problem = _attention_problem(node, kinds)
-    if problem is not None:
-        return problem
+    heads = _heads(node, kinds)
+    if isinstance(heads, str):
+        return heads
     q, keys, values, mask = node.inputs
-    q_shape, key_shape = (kinds[tensor.name][1] or () for tensor in (q, keys))
-    scale = node.attrs.get("scale")
-    if scale is None:
-        head_dim = q_shape[3]
-        assert isinstance(head_dim, int), "checked with the shapes"
-        scale = head_dim**-0.5
+    scale = node.attrs.get("scale", heads.width**-0.5)
     if kinds[mask.name][0] == onnx.TensorProto.BOOL:
         bounds = [np.array(0.0, np.float32), np.array(_LOWEST)]
         mask = _emit(graph, node, "Where", [mask, *bounds])
-    if q_shape[1] != key_shape[1]:
-        keys, values = (_repeated(graph, node, one, q_shape, key_shape) for one in (keys, values))
+    if heads.queries != heads.keys:
+        keys, values = (_repeated(graph, node, one, heads) for one in (keys, values))
     turned = _emit(graph, node, "Transpose", [keys], {"perm": [0, 1, 3, 2]})
     products = _emit(graph, node, "MatMul", [q, turned])
     scores = _emit(graph, node, "Mul", [products, np.array(scale, np.float32)])
@@ -144,38 +149,35 @@ def _expand_attention(graph: gs.Graph, node: gs.Node, kinds: Kinds) -> str | Non
     return None
 
 
-def _attention_problem(node: gs.Node, kinds: Kinds) -> str | None:
+def _heads(node: gs.Node, kinds: Kinds) -> _Heads | str:
+    """The heads of an Attention; or why it is refused."""
     if len(node.inputs) != 4 or len([t for t in node.outputs if t.outputs]) > 1:
         return "keeps a cache of its own, or has no mask"
     if node.attrs.get("softcap", 0.0) or node.attrs.get("is_causal", 0):
         return "caps its scores, or is causal without a mask"
+    if node.inputs[3].name not in kinds:
+        return "has a mask of unknown type"
+    found: list[tuple[int, int]] = []
     for tensor in node.inputs[:3]:
         shape = kinds.get(tensor.name, (0, None))[1]
         if shape is None or len(shape) != 4:
             return f"reads '{tensor.name}', which is not of four axes"
-        if not isinstance(shape[1], int) or not isinstance(shape[3], int):
+        count, width = shape[1], shape[3]
+        if not isinstance(count, int) or not isinstance(width, int):
             return f"reads '{tensor.name}', of unknown heads or width"
-    heads, kv_heads = (kinds[tensor.name][1] or () for tensor in node.inputs[:2])
-    if int(heads[1] or 0) % int(kv_heads[1] or 1):
-        return f"has {heads[1]} query heads over {kv_heads[1]}"
-    if node.inputs[3].name not in kinds:
-        return "has a mask of unknown type"
-    return None
+        found.append((count, width))
+    (queries, width), (keys, _), _ = found
+    if found[1] != found[2] or queries % keys:
+        return f"has {queries} query heads over {keys}, or values of another width"
+    return _Heads(queries, keys, width)
 
 
-def _repeated(
-    graph: gs.Graph,
-    node: gs.Node,
-    tensor: gs.Tensor,
-    q_shape: tuple[int | str | None, ...],
-    shape: tuple[int | str | None, ...],
-) -> gs.Tensor:
+def _repeated(graph: gs.Graph, node: gs.Node, tensor: gs.Tensor, heads: _Heads) -> gs.Tensor:
     """Each key or value head as often as queries share it, as models without grouping write it."""
-    heads, kv_heads, head_dim = int(q_shape[1] or 0), int(shape[1] or 0), int(shape[3] or 0)
     apart = _emit(graph, node, "Unsqueeze", [tensor, np.array([2], np.int64)])
-    times = np.array([1, 1, heads // kv_heads, 1, 1], np.int64)
+    times = np.array([1, 1, heads.queries // heads.keys, 1, 1], np.int64)
     repeated = _emit(graph, node, "Expand", [apart, times])
-    merged = np.array([1, heads, -1, head_dim], np.int64)
+    merged = np.array([1, heads.queries, -1, heads.width], np.int64)
     return _emit(graph, node, "Reshape", [repeated, merged], {"allowzero": 1})
 
 

@@ -32,7 +32,7 @@ _INSIDE = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn"} 
 
 
 def name_graph(
-    source: OnnxSource, roles: Roles, positions: gs.Variable
+    source: OnnxSource, roles: Roles, positions: gs.Tensor
 ) -> dict[str, tuple[str, StoredTensor]]:
     """Name every input, output, node and tensor; small tensors that are no module's stay constants.
 
@@ -157,7 +157,7 @@ def _bind_rest(source: OnnxSource) -> dict[str, tuple[gs.Variable, str]]:
     return bound
 
 
-def _name_signature(source: OnnxSource, roles: Roles, positions: gs.Variable) -> None:
+def _name_signature(source: OnnxSource, roles: Roles, positions: gs.Tensor) -> None:
     """Names of inputs and outputs; other tensors are named by their nodes, so none can clash."""
     signature = source.signature
     signature.ids.name, signature.mask.name = "input_ids", "attention_mask"

@@ -24,7 +24,7 @@ _PASTS = (0, 3, 11)
 
 def positions_as_input(
     graph: gs.Graph, signature: Signature, *, tokens: int, path: Path
-) -> gs.Variable:
+) -> gs.Tensor:
     """The positions' input, added where the file has none.
 
     Raises:
@@ -68,16 +68,14 @@ def _angle_casts(graph: gs.Graph) -> list[gs.Node]:
     return list(found.values())
 
 
-def _checked_shape(
-    cast: gs.Node, signature: Signature, tokens: int, path: Path
-) -> tuple[int, ...]:
+def _checked_shape(cast: gs.Node, signature: Signature, tokens: int, path: Path) -> tuple[int, ...]:
     """The shape of what `cast` reads, [1, T] or [1, T, 1], its values checked."""
     model = _model_of(cast.inputs[0])
     runner = ReferenceEvaluator(model)
     shapes: set[tuple[int, ...]] = set()
     for past in _PASTS:
         feeds = _feeds(model, signature, past=past, tokens=tokens)
-        (value,) = runner.run(None, feeds)
+        value = np.asarray(next(iter(runner.run(None, feeds))))
         counted = np.arange(past, past + tokens)
         if value.ndim not in (2, 3) or not np.array_equal(value.ravel(), counted):
             raise _refusal(
@@ -114,7 +112,8 @@ def _feeds(
     for value in model.graph.input:
         tensor = known[value.name]
         shape = [lengths[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
-        feeds[value.name] = np.ones(shape, tensor.dtype)
+        kind = np.int64 if len(shape) == 2 else np.float32
+        feeds[value.name] = np.ones(shape, kind)
     return feeds
 
 

@@ -149,9 +149,7 @@ def recognise_roles(
     return Roles(layers, around)
 
 
-def _attention(
-    finder: _Finder, softmax: gs.Node, signature: Signature, layer: str
-) -> _Attention:
+def _attention(finder: _Finder, softmax: gs.Node, signature: Signature, layer: str) -> _Attention:
     scores = _product(finder, first_above(softmax.inputs[0], _is_product), f"{layer}: the scores")
     below = first_below(softmax.outputs[0], _is_product)
     context = _product(finder, below, f"{layer}: the context")

@@ -1,10 +1,10 @@
 """What each input and output of a graph is, by what the graph does with it, never by its name.
 
-    int64 [1, T] that looks rows of a weight up           -> input_ids
-    int64 that reaches a cosine                           -> position_ids
-    int64, the one that is left                           -> attention_mask
-    float [1, K, past, d] that one Concat appends to      -> a past key or value, and its output
-    float [1, T, V], the output that is no cache          -> logits
+int64 [1, T] that looks rows of a weight up           -> input_ids
+int64 that reaches a cosine                           -> position_ids
+int64, the one that is left                           -> attention_mask
+float [1, K, past, d] that one Concat appends to      -> a past key or value, and its output
+float [1, T, V], the output that is no cache          -> logits
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ _HINT = (
 class Cache:
     """One growing cache: past -> Concat(past, new) -> present."""
 
-    past: gs.Variable
+    past: gs.Tensor
     append: gs.Node
     present: gs.Tensor
 
@@ -37,9 +37,9 @@ class Cache:
 class Signature:
     """The inputs and outputs by role; `positions` is None where the graph counts them itself."""
 
-    ids: gs.Variable
-    mask: gs.Variable
-    positions: gs.Variable | None
+    ids: gs.Tensor
+    mask: gs.Tensor
+    positions: gs.Tensor | None
     caches: tuple[Cache, ...]
     logits: gs.Tensor
 
@@ -56,7 +56,7 @@ def recognise_signature(graph: gs.Graph, parameters: Iterable[str], path: Path) 
     caches = tuple(_cache(t, graph, path) for t in given if t.shape is not None and _is_past(t))
     for tensor in given:
         if not any(tensor is known for known in (*integers, *(c.past for c in caches))):
-            spelled = f"{np.dtype(tensor.dtype).name} {list(tensor.shape or ())}"
+            spelled = f"{tensor.dtype} {list(tensor.shape or ())}"
             raise _error(path, f"input '{tensor.name}', {spelled}, is none that a decoder takes")
     ids = [t for t in integers if _looks_rows_up(t, weights)]
     if len(ids) != 1:
@@ -114,7 +114,7 @@ def bind_lengths(signature: Signature, tokens: int, path: Path) -> None:
     signature.logits.shape = [1, tokens, vocabulary]
 
 
-def _check_axis(tensor: gs.Variable, axis: int, expected: int, path: Path) -> None:
+def _check_axis(tensor: gs.Tensor, axis: int, expected: int, path: Path) -> None:
     found = tensor.shape[axis]
     if isinstance(found, int) and found != expected:
         raise _error(
@@ -124,11 +124,11 @@ def _check_axis(tensor: gs.Variable, axis: int, expected: int, path: Path) -> No
         )
 
 
-def _is_past(tensor: gs.Variable) -> bool:
+def _is_past(tensor: gs.Tensor) -> bool:
     return tensor.dtype == np.float32 and len(tensor.shape) == 4
 
 
-def _cache(past: gs.Variable, graph: gs.Graph, path: Path) -> Cache:
+def _cache(past: gs.Tensor, graph: gs.Graph, path: Path) -> Cache:
     readers = [node for node in past.outputs if node.op != "Shape"]
     if len(readers) != 1 or readers[0].op != "Concat" or readers[0].inputs[0] is not past:
         names = [node.name for node in readers]
@@ -142,7 +142,7 @@ def _cache(past: gs.Variable, graph: gs.Graph, path: Path) -> Cache:
     return Cache(past, append, present)
 
 
-def _looks_rows_up(tensor: gs.Variable, weights: set[str]) -> bool:
+def _looks_rows_up(tensor: gs.Tensor, weights: set[str]) -> bool:
     return any(
         node.op == "Gather" and node.inputs[1] is tensor and node.inputs[0].name in weights
         for node in tensor.outputs

@@ -104,21 +104,24 @@ def _located(path: Path, proto: TensorProto, skeleton: Skeleton) -> Initializer:
         place = _external_place(proto, path)
         declared = _entry(proto, path, "length")
         if declared is not None and declared != nbytes:
-            raise _error(path, proto.name, f"{declared} bytes are declared, its shape needs {nbytes}")
+            raise _error(
+                path, proto.name, f"{declared} bytes are declared, its shape needs {nbytes}"
+            )
     else:
         span = skeleton.spans.get(proto.name)
         if span is None:
             return Initializer(proto.name, None, proto, path)
         if span.nbytes != nbytes:
-            raise _error(path, proto.name, f"it holds {span.nbytes} bytes, its shape needs {nbytes}")
+            raise _error(
+                path, proto.name, f"it holds {span.nbytes} bytes, its shape needs {nbytes}"
+            )
         place = _Place(path, span.offset)
     size = place.file.stat().st_size
     if place.offset + nbytes > size:
         raise _error(
             path,
             proto.name,
-            f"its data ends at byte {place.offset + nbytes} of {place.file.name}, "
-            f"which has {size}",
+            f"its data ends at byte {place.offset + nbytes} of {place.file.name}, which has {size}",
         )
     stored = None
     if dtype.name in DTYPES:

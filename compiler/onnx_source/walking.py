@@ -27,7 +27,7 @@ def value_inputs(node: gs.Node) -> list[gs.Tensor]:
 
 
 def first_above(tensor: gs.Tensor, is_stop: Stop) -> list[gs.Node]:
-    """The nearest nodes above `tensor` for which `is_stop` holds, on every way up, in some order."""
+    """The nearest nodes above `tensor` for which `is_stop` holds, on every way up."""
     return _first(tensor.inputs, is_stop, lambda node: _producers(value_inputs(node)))
 
 

@@ -18,6 +18,7 @@ from compiler.contracts.target_base import PassChoice, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import sha256_of
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
+from compiler.stages.import_onnx import import_onnx, locate_onnx, onnx_file
 from compiler.stages.rewrite import PlannedPass, check_order
 from compiler.stages.trace import trace
 from compiler.text import TOKENIZER_FILES
@@ -46,6 +47,10 @@ class Plan:
 
 def locate(config: BuildConfig, *, progress: Progress, is_hashed: bool = True) -> CheckpointRef:
     """The checkpoint, its files and tensors verified; hashing alone reads weights."""
+    if config.frontend.type == "onnx":
+        return locate_onnx(
+            _onnx_file(config), window=config.frontend.shape.window, is_hashed=is_hashed
+        )
     checkpoint = locate_checkpoint(
         config.checkpoint,
         base=config.path.absolute().parent,
@@ -116,9 +121,19 @@ def _added(choices: Sequence[PassChoice], target: str) -> tuple[PlannedPass, ...
 
 
 def traced(config: BuildConfig, checkpoint: CheckpointRef) -> ProgramSet:
-    """The two programs as traced, by a child process that takes torch's memory with it."""
+    """The two programs as traced, by a child process that takes torch's memory with it.
+
+    An .onnx file is imported without torch, here.
+    """
     shape = config.frontend.shape
+    if config.frontend.type == "onnx":
+        file = _onnx_file(config)
+        return import_onnx(file, checkpoint, window=shape.window, context=shape.context)
     return run_isolated(trace_checkpoint, checkpoint, shape.window, shape.context)
+
+
+def _onnx_file(config: BuildConfig) -> Path:
+    return onnx_file(config.checkpoint, config.path.absolute().parent)
 
 
 def trace_checkpoint(checkpoint: CheckpointRef, window: int, context: int | None) -> ProgramSet:

@@ -50,10 +50,10 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "did you mean 'huggingface'?",
         ),
         (
-            "frontend.type=onnx",
+            "frontend.type=pytorch",
             "not-supported-yet",
-            "frontend.type: onnx is not supported yet",
-            "supported: huggingface",
+            "frontend.type: pytorch is not supported yet",
+            "supported: huggingface, onnx",
         ),
         (
             "frontend.checkpoint=3",
