@@ -61,7 +61,8 @@ def drop_nan_guard(program: Program) -> PassReport:
             continue
         replace_uses(graph, guard.outputs[0], match)
         rewrites.append(guard.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

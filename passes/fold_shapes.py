@@ -45,7 +45,8 @@ def fold_shapes(program: Program) -> PassReport:
             continue
         replace_uses(graph, output, gs.Constant(output.name, np.array(lengths, np.int64)))
         rewrites.append(node.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

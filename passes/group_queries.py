@@ -173,7 +173,8 @@ def group_queries(program: Program) -> PassReport:
             masks[id(match.mask)] = mask
         _rewrite(graph, match, mask)
         rewrites.append(softmax.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

@@ -53,7 +53,8 @@ def merge_equal(program: Program) -> PassReport:
             continue
         replace_uses(graph, node.outputs[0], kept.outputs[0])
         rewrites.append(node.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

@@ -83,7 +83,8 @@ def place_scale(program: Program) -> PassReport:
         product.inputs, product.outputs = list(match.sides), [bare]
         add_node(graph, "Mul", name, [bare, match.scale], output=scores)
         rewrites.append(product.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

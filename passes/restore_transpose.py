@@ -101,7 +101,8 @@ def restore_transpose(program: Program) -> PassReport:
         node.attrs = {"perm": [*leading, match.rank - 1, match.rank - 2]}
         node.inputs, node.outputs = [match.x], [output]
         rewrites.append(node.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

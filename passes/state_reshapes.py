@@ -35,7 +35,8 @@ def state_reshapes(program: Program) -> PassReport:
             continue
         node.inputs[1] = gs.Constant(f"{node.name}.1", np.array(shape, np.int64))
         rewrites.append(node.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites))
 
 

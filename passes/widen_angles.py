@@ -52,7 +52,8 @@ def widen_angles(program: Program) -> PassReport:
             widened[key] = add_node(graph, "Concat", name, [angles] * count, attrs={"axis": -1})
         node.op, node.attrs, node.inputs = match.op, {}, [widened[key]]
         rewrites.append(node.name)
-    tidy(graph)
+    if rewrites:
+        tidy(graph)
     return PassReport(tuple(rewrites), tuple(skips))
 
 

@@ -62,15 +62,23 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "drop-nan-guard",
         "fold-constants",
         "fold-mask",
+        "fold-shapes",
         "fuse-attention",
         "fuse-rms-norm",
         "fuse-silu-mul",
+        "group-queries",
         "insert-strided-slice",
         "keep-qkv-bias",
+        "merge-equal",
+        "place-scale",
         "plan-kv-cache",
+        "restore-transpose",
+        "state-reshapes",
         "store-weights",
+        "widen-angles",
     )
     assert registry.targets() == ("torch", "tvm_llvm")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
@@ -145,7 +153,7 @@ def test_a_plugin_may_fill_a_declared_target(plugins, module):
     ("load", "name", "message", "hint"),
     [
         (registry.load_pass, "fold_maks", "no pass is named 'fold_maks'", "mean 'fold-mask'?"),
-        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: fold-constants, fold-"),
+        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: drop-nan-guard, fold-"),
         (registry.load_target, "lvm", "no target is named 'lvm'", "did you mean 'llvm'?"),
     ],
 )
