@@ -5,7 +5,9 @@ weights, so that fast tests need no torch; `exported` fills them in. A slow test
 compares. Weights are random, biases not zero, norms not one.
 """
 
+import logging
 import re
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,22 @@ def recipe() -> Callable[..., None]:
     space: dict[str, object] = {"__name__": "recipe"}
     exec(compile(code, "docs/configuration.md", "exec"), space)
     return SimpleNamespace(**space).export
+
+
+def export_quietly(model: object, path: Path, opset: int = 20) -> Path:
+    """The recipe's file; the exporter warns of what is its own."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recipe()(model, path, opset)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    return path
 
 
 def hollow(file: Path) -> onnx.ModelProto:
@@ -104,7 +122,7 @@ def main() -> None:
         module = Qwen2ForCausalLM(config)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.onnx")
-            recipe()(module, file, int(opset))
+            export_quietly(module, file, int(opset))
             onnx.save(hollow(file), EXPORTS / f"{variant}.onnx")
 
 

@@ -43,11 +43,12 @@ class PassChecks:
         program = program_from_text(self.before)
         random = np.random.default_rng(3)
         inputs: dict[str, np.ndarray] = {}
-        for tensor in program.graph.inputs:
-            shape = [past if isinstance(axis, str) else axis for axis in tensor.shape]
+        weights, program.weights = program.weights, {}
+        for spec in program.inputs():
+            shape = [past if isinstance(axis, str) else axis for axis in spec.shape]
             drawn = random.standard_normal(shape, dtype=np.float32)
-            kind = np.dtype(tensor.dtype)
-            inputs[tensor.name] = drawn > 0 if kind.kind == "b" else (3 * drawn).astype(kind)
+            inputs[spec.name] = drawn > 0 if spec.dtype == "bool" else drawn.astype(spec.dtype)
+        program.weights = weights
         wanted = run_program(program, inputs)
         report = run_pass(self.rewriting, program)
         assert report.rewrites

@@ -163,7 +163,7 @@ def _problem(node: onnx.NodeProto) -> str | None:
         return f"{node.op_type} holds a graph of its own"
     if node.op_type in EXPANDED:
         return None
-    if "QuantizeLinear" in node.op_type or "Integer" in node.op_type:
+    if "uantizeLinear" in node.op_type or "Integer" in node.op_type:
         return f"{node.op_type}: the model is already quantized"
     try:
         onnx.defs.get_schema(node.op_type, OPSET, "")
