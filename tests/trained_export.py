@@ -7,13 +7,37 @@ import shutil
 from pathlib import Path
 
 import torch
+from compiler_process import run_json
 from exported_models import export_quietly
-from trained_model import gguf_file, trained_reference
+from reference_model import reference_greedy
+from trained_model import (
+    CONTEXT,
+    WINDOW,
+    gguf_file,
+    largest_difference,
+    prompts,
+    trained_reference,
+)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from compiler.checkpoints import folder_from_gguf
 from compiler.contracts.progress import Progress
+from compiler.stages.execute import GenerateOptions
 from compiler.text import TOKENIZER_FILES
+from compiler.workflows.run import open_session
+
+TOKENS = 64
+TOLERANCE = 1e-3
+PROMPTS = ("english", "longer than the window")
+YAML = f"""
+name: smollm2-as-qwen2
+frontend:
+  type: onnx
+  checkpoint: model.onnx
+  shape: {{input_ids: [[{WINDOW}], [{CONTEXT}]]}}
+backend: {{type: tvm_llvm, dtype: fp32}}
+workspace: {{path: ./workspace}}
+"""
 
 
 def as_qwen2(attention: str) -> Qwen2ForCausalLM:
@@ -60,3 +84,20 @@ def export_trained(folder: Path, *, attention: str, opset: int) -> Path:
         if (checkpoint / name).is_file():
             shutil.copy(checkpoint / name, folder / name)
     return path
+
+
+def assert_64_tokens_equal(folder: Path, *, attention: str, opset: int) -> None:
+    """Export, build, and generate greedily beside transformers."""
+    export_trained(folder, attention=attention, opset=opset)
+    (folder / "model.yaml").write_text(YAML, encoding="utf-8")
+    bundle = folder / str(run_json("build", "model.yaml", cwd=folder)["bundle"])
+    reference = trained_reference()
+    with open_session(bundle) as session:
+        asked = prompts(session.text)
+        for name in PROMPTS:
+            options = GenerateOptions(max_tokens=TOKENS, keep_logits=True)
+            generation = session.complete(asked[name], options)
+            tokens, logits = reference_greedy(reference, asked[name], TOKENS)
+            assert generation.logits is not None
+            assert list(generation.tokens) == tokens
+            assert largest_difference(generation.logits, logits) < TOLERANCE
