@@ -41,9 +41,16 @@ PASSES: Mapping[str, str] = {
     "fold-mask": "passes.fold_mask:FoldMask",
     "plan-kv-cache": "passes.plan_kv_cache:PlanKVCache",
     "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",
+    "fuse-qkv": "passes.fuse_qkv:FuseQKV",
+    "fuse-gate-up": "passes.fuse_gate_up:FuseGateUp",
+    "fuse-rotary": "passes.fuse_rotary:FuseRotary",
+    "cast-dtype": "passes.cast_dtype:CastDtype",
+    "annotate-int8-qdq": "passes.annotate_int8_qdq:AnnotateInt8QDQ",
     "fuse-attention": "passes.fuse_attention:FuseAttention",
     "fuse-rms-norm": "passes.fuse_rms_norm:FuseRMSNorm",
     "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",
+    "pad-vocabulary": "passes.pad_vocabulary:PadVocabulary",
+    "eliminate-dead": "passes.eliminate_dead:EliminateDead",
     "store-weights": "passes.store_weights:StoreWeights",
 }
 TARGETS: Mapping[str, str] = {
@@ -56,6 +63,7 @@ TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
 # By the `model_type` of config.json.
 MODELS: Mapping[str, str] = {
     "qwen2": "models.qwen2:Qwen2",
+    "qwen3": "models.qwen3:Qwen3",
     "llama": "models.llama:Llama",
 }
 
@@ -74,6 +82,15 @@ class Entry:
 def passes() -> tuple[str, ...]:
     """Names of all passes, sorted."""
     return tuple(sorted(_table("pass", "graphlower.passes", PASSES)))
+
+
+def pass_owner(name: str) -> str:
+    """The distribution that brings a registered pass.
+
+    Raises:
+        ConfigError: There is no such pass.
+    """
+    return _entry("pass", name, _table("pass", "graphlower.passes", PASSES), where=None).owner
 
 
 def targets() -> tuple[str, ...]:

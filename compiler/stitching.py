@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import tidy
+from compiler.contracts.provenance import layer_of
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)(?=[./]|$)")
 _CACHE = re.compile(r"^(past_key_values|present)\.(\d+)(?=\.)")
@@ -23,12 +24,6 @@ def is_cache(name: str) -> bool:
 def cache_names(prefix: str, layers: Iterable[int]) -> list[str]:
     """`past_key_values.0.key`, `past_key_values.0.value`, `past_key_values.1.key`, ..."""
     return [f"{prefix}.{index}.{kind}" for index in layers for kind in ("key", "value")]
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that a node or tensor name belongs to."""
-    found = _LAYER.match(name)
-    return int(found[1]) if found else None
 
 
 def _moved(name: str, index: int) -> str:
@@ -66,7 +61,7 @@ def stitch_layers(graph: gs.Graph, templates: Sequence[int]) -> gs.Graph:
         ]
 
     count = range(len(templates))
-    parameters = [t for t in stitched.values() if layer_of(t.name) is not None and not t.inputs]
+    parameters = [t for t in stitched.values() if not is_cache(t.name) and not t.inputs]
     graph.inputs = [
         *(t for t in graph.inputs if not _is_per_layer(t.name)),
         *(stitched[name] for name in cache_names("past_key_values", count)),
@@ -129,4 +124,4 @@ def _moved_node(
 
 
 def _is_per_layer(name: str) -> bool:
-    return layer_of(name) is not None or _CACHE.match(name) is not None
+    return layer_of(name) is not None

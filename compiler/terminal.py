@@ -70,16 +70,27 @@ class Terminal:
         else:
             _print_error("\ninterrupted")
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Rows under headers; the first column is text, numbers are aligned to the right."""
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool = False
+    ) -> None:
+        """Rows under headers; the first column is text, numbers are aligned to the right.
+
+        Args:
+            headers: All empty for none.
+            rows: As many cells each.
+            is_text: Whether every column is text, which begins at the left.
+        """
         if sys.stdout.isatty():
-            _rich_table(headers, rows)
+            _rich_table(headers, rows, is_text=is_text)
             return
         shown = [headers, *rows] if any(headers) else rows
         widths = [max(len(row[i]) for row in shown) for i in range(len(headers))]
         for row in shown:
             cells = [row[0].ljust(widths[0])]
-            cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            cells += [
+                cell.ljust(width) if is_text else cell.rjust(width)
+                for cell, width in zip(row[1:], widths[1:], strict=True)
+            ]
             self.line("  ".join(cells).rstrip())
 
     def tree(self, value: object) -> None:
@@ -243,13 +254,13 @@ def _print_error(text: str, *, head: str = "", style: str = "") -> None:
     _console(sys.stderr).print(said, soft_wrap=True)
 
 
-def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=any(headers))
     for index, header in enumerate(headers):
-        table.add_column(Text(header), justify="right" if index else "left")
+        table.add_column(Text(header), justify="right" if index and not is_text else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     _console(sys.stdout).print(table)

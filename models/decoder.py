@@ -6,9 +6,14 @@ into the query axis, so that no key or value is copied. Parameters carry their H
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from models.layer_types import SLIDING_ATTENTION
+from models.rope import Rope
+from models.rotary import Rotary, logn_scale
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,7 +30,10 @@ class DecoderShape:
         head_dim: Width of a head.
         vocabulary: Rows of the embedding and of the head.
         epsilon: Of the RMS norms.
-        rope_theta: Base period of the rotary embedding.
+        rope: The rotary embedding.
+        window: Positions that a row of a sliding layer sees; None where no layer slides.
+        logn_length: Trained length of LogN attention scaling; None without it.
+        has_head_norms: Whether each head of q and k goes through a norm before the rotary.
         qkv_bias: Whether q, k and v carry a bias.
         output_bias: Whether o carries a bias.
         mlp_bias: Whether gate, up and down carry a bias.
@@ -38,16 +46,21 @@ class DecoderShape:
     head_dim: int
     vocabulary: int
     epsilon: float
-    rope_theta: float
+    rope: Rope
+    window: int | None
+    logn_length: int | None
+    has_head_norms: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
 
 
-def inverse_frequencies(shape: DecoderShape) -> torch.Tensor:
-    """theta^(-2i/d) for i < d/2, float32, in transformers' order of operations (RoFormer, 2021)."""
-    exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    return 1.0 / (shape.rope_theta**exponent)
+class Positions(NamedTuple):
+    """What a layer takes of the positions: cos and sin, and the factor on queries, if any."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    query_scale: torch.Tensor | None
 
 
 class RMSNorm(nn.Module):
@@ -61,21 +74,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         variance = x.pow(2).mean(-1, keepdim=True)
         return self.weight * (x * torch.rsqrt(variance + self.epsilon))
-
-
-class Rotary(nn.Module):
-    """cos and sin of position times inverse frequency, each [1, 1, T, head_dim]."""
-
-    inv_freq: torch.Tensor
-
-    def __init__(self, shape: DecoderShape) -> None:
-        super().__init__()
-        self.register_buffer("inv_freq", torch.empty(shape.head_dim // 2), persistent=False)
-
-    def forward(self, position_ids: torch.Tensor) -> KeyValue:
-        angles = position_ids[:, :, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -95,21 +93,26 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(shape.hidden, keys, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(shape.hidden, keys, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(queries, shape.hidden, bias=shape.output_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(shape.head_dim, shape.epsilon) if shape.has_head_norms else nn.Identity()
+            for _ in range(2)
+        )
         self.shape = shape
 
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        positions: Positions,
         mask: torch.Tensor,
         past: KeyValue,
     ) -> tuple[torch.Tensor, KeyValue]:
         shape, tokens = self.shape, x.shape[1]
-        q = self.q_proj(x).view(1, tokens, shape.heads, shape.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(1, tokens, shape.kv_heads, shape.head_dim).transpose(1, 2)
+        q = self.q_norm(self.q_proj(x).view(1, tokens, shape.heads, shape.head_dim))
+        k = self.k_norm(self.k_proj(x).view(1, tokens, shape.kv_heads, shape.head_dim))
         v = self.v_proj(x).view(1, tokens, shape.kv_heads, shape.head_dim).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = (rotate(y.transpose(1, 2), positions.cos, positions.sin) for y in (q, k))
+        if positions.query_scale is not None:
+            q = q * positions.query_scale
         keys, values = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
 
         group = shape.heads // shape.kv_heads
@@ -148,25 +151,29 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        positions: Positions,
         mask: torch.Tensor,
         past: KeyValue,
     ) -> tuple[torch.Tensor, KeyValue]:
-        attended, present = self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
+        attended, present = self.self_attn(self.input_layernorm(x), positions, mask, past)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), present
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm. The mask is made once, of finite values: no row is all NaN."""
+    """Embedding, layers, final norm.
 
-    def __init__(self, shape: DecoderShape, layers: int) -> None:
+    A mask is made once for each kind of layer, of finite values: a row that sees nothing (padding,
+    past the window's edge) is a mean and not NaN.
+    """
+
+    def __init__(self, shape: DecoderShape, kinds: Sequence[str]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(shape) for _ in kinds)
         self.norm = RMSNorm(shape.hidden, shape.epsilon)
-        self.rotary_emb = Rotary(shape)
+        self.rotary_emb = Rotary(shape.rope, shape.head_dim)
+        self.shape, self.kinds = shape, tuple(kinds)
 
     def forward(
         self,
@@ -176,26 +183,42 @@ class Decoder(nn.Module):
         past_key_values: Sequence[KeyValue],
     ) -> tuple[torch.Tensor, list[KeyValue]]:
         x = self.embed_tokens(input_ids)
-        cos, sin = self.rotary_emb(position_ids)
-        tokens, past = input_ids.shape[1], past_key_values[0][0].shape[2]
-        device = input_ids.device
-        columns = torch.arange(past + tokens, device=device)[None, :]
-        rows = past + torch.arange(tokens, device=device)[:, None]
-        allowed = (columns <= rows) & (attention_mask != 0)
-        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+        logn = self.shape.logn_length
+        scale = None if logn is None else logn_scale(position_ids, logn)
+        cos, sin = self.rotary_emb(position_ids, attention_mask)
+        positions = Positions(cos, sin, scale)
+        masks = self._masks(attention_mask, input_ids.shape[1], past_key_values[0][0].shape[2])
         present = []
-        for layer, past_key_value in zip(self.layers, past_key_values, strict=True):
-            x, key_value = layer(x, cos, sin, mask, past_key_value)
+        layers = zip(self.layers, self.kinds, past_key_values, strict=True)
+        for layer, kind, past_key_value in layers:
+            x, key_value = layer(x, positions, masks[kind], past_key_value)
             present.append(key_value)
         return self.norm(x), present
+
+    def _masks(
+        self, attention_mask: torch.Tensor, tokens: int, past: int
+    ) -> dict[str, torch.Tensor]:
+        """For each kind of layer [T, past + T]: zero where a row may see a column."""
+        device = attention_mask.device
+        columns = torch.arange(past + tokens, device=device)[None, :]
+        rows = past + torch.arange(tokens, device=device)[:, None]
+        causal = (columns <= rows) & (attention_mask != 0)
+        masks = {}
+        for kind in dict.fromkeys(self.kinds):
+            allowed = causal
+            if kind == SLIDING_ATTENTION:
+                assert self.shape.window is not None, "a sliding layer has a window"
+                allowed = causal & (columns > rows - self.shape.window)
+            masks[kind] = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+        return masks
 
 
 class CausalLM(nn.Module):
     """The decoder and its head; a tied head is the embedding under its own name."""
 
-    def __init__(self, shape: DecoderShape, layers: int) -> None:
+    def __init__(self, shape: DecoderShape, kinds: Sequence[str]) -> None:
         super().__init__()
-        self.model = Decoder(shape, layers)
+        self.model = Decoder(shape, kinds)
         self.lm_head = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
 
     def forward(

@@ -10,6 +10,8 @@ class Llama(Qwen2):
     """Same graph as Qwen2; the biases follow `attention_bias` and `mlp_bias`."""
 
     model_types: ClassVar = ("llama",)
+    default_length: ClassVar = 2048
+    has_windows: ClassVar = False
 
     def has_qkv_bias(self, config: Mapping[str, object]) -> bool:
         """`attention_bias`."""

@@ -1,13 +1,18 @@
 """Qwen2 and Qwen2.5 (`model_type: qwen2`): biases on q, k and v, none elsewhere.
 
-Configuration keys and their defaults are transformers' `Qwen2Config`.
+Configuration keys and their defaults are transformers' `Qwen2Config`; `use_logn_attn` with
+`seq_length` is the first Qwen's. Other families are this one with other answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from compiler.contracts.errors import CheckpointError, CompilerError
 from compiler.contracts.model_base import ModelFamily
+from models.config_values import integer, is_integer, is_positive_number, not_yet, number, wrong
+from models.layer_types import FULL_ATTENTION, layer_types, window_of, window_violations
+from models.probe import ProbeLengths
+from models.rope import Rope, probe_rope, read_rope, rope_violations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +20,6 @@ if TYPE_CHECKING:
 
     from models.decoder import DecoderShape
 
-FULL_ATTENTION = "full_attention"
-
-# key -> what it must be (at least 1 for integers)
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -25,13 +27,26 @@ _SIZES = (
     "num_attention_heads",
     "vocab_size",
 )
+_EPSILON = 1e-6
+# The probe's widths.
+_HEAD_DIM, _INTERMEDIATE, _VOCABULARY = 8, 40, 48
 
 
 class Qwen2(ModelFamily):
-    """Decoder-only, pre-norm, SwiGLU, rotary embedding of type `default`, grouped queries."""
+    """Decoder-only, pre-norm, SwiGLU, rotary embedding, grouped queries, sliding windows.
+
+    Class attributes:
+        default_length: `max_position_embeddings` where config.json lacks it.
+        default_head_dim: `head_dim` where config.json lacks it; None: hidden over heads.
+        has_windows: Whether layers may slide.
+        has_head_norms: Whether q and k are normed by head before the rotary.
+    """
 
     model_types: ClassVar = ("qwen2",)
-    defaults: ClassVar[Mapping[str, object]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+    default_length: ClassVar[int] = 32768
+    default_head_dim: ClassVar[int | None] = None
+    has_windows: ClassVar[bool] = True
+    has_head_norms: ClassVar[bool] = False
 
     def has_qkv_bias(self, config: Mapping[str, object]) -> bool:
         """Qwen2 always has them; config.json has no key for it."""
@@ -50,83 +65,75 @@ class Qwen2(ModelFamily):
 
     def violations(self, config: Mapping[str, object]) -> list[CompilerError]:
         """Sizes that are missing or do not divide, and features that are not supported yet."""
-        found = [
-            CheckpointError(f"{key} is {config.get(key)!r}, expected a positive integer", where=key)
+        found: list[CompilerError] = [
+            wrong(key, config.get(key), "a positive integer")
             for key in _SIZES
-            if not _is_positive_integer(config.get(key))
+            if not is_integer(config.get(key))
+        ]
+        found += [
+            wrong(key, config[key], "a positive integer")
+            for key in ("num_key_value_heads", "head_dim")
+            if config.get(key) is not None and not is_integer(config[key])
         ]
         if found:
-            return list(found)
-        for key in ("num_key_value_heads", "head_dim"):
-            if config.get(key) is not None and not _is_positive_integer(config.get(key)):
-                message = f"{key} is {config[key]!r}, expected a positive integer"
-                return [CheckpointError(message, where=key)]
-        numbers = {"rms_norm_eps": config.get("rms_norm_eps"), "rope_theta": _rope_theta(config)}
-        found += [
-            CheckpointError(f"{key} is {number!r}, expected a positive number", where=key)
-            for key, number in numbers.items()
-            if number is not None and not _is_positive_number(number)
+            return found
+        return [
+            *self._head_violations(config),
+            *rope_violations(
+                config, head_dim=self.head_dim(config), default_length=self.default_length
+            ),
+            *self._window_violations(config),
+            *_logn_violations(config),
+            *_other_violations(config),
         ]
-        heads, kv_heads = _integer(config, "num_attention_heads"), self.kv_heads(config)
+
+    def _head_violations(self, config: Mapping[str, object]) -> Iterator[CompilerError]:
+        heads, kv_heads = integer(config, "num_attention_heads"), self.kv_heads(config)
         if heads % kv_heads:
-            found.append(
-                CheckpointError(
-                    f"num_attention_heads {heads} is not a multiple of "
-                    f"num_key_value_heads {kv_heads}",
-                    where="num_key_value_heads",
-                )
+            yield CheckpointError(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}",
+                where="num_key_value_heads",
             )
-        if config.get("head_dim") is None and _integer(config, "hidden_size") % heads:
-            found.append(
-                CheckpointError(
-                    f"hidden_size {config['hidden_size']} is not a multiple of {heads} heads",
-                    where="hidden_size",
-                    hint="such a checkpoint names its head_dim",
-                )
+        has_own = config.get("head_dim") is not None or self.default_head_dim is not None
+        if not has_own and integer(config, "hidden_size") % heads:
+            yield CheckpointError(
+                f"hidden_size {config['hidden_size']} is not a multiple of {heads} heads",
+                where="hidden_size",
+                hint="such a checkpoint names its head_dim",
             )
         elif self.head_dim(config) % 2:
-            found.append(
-                CheckpointError(f"head_dim {self.head_dim(config)} is odd", where="head_dim")
-            )
-        return [*found, *self._unsupported(config)]
+            yield CheckpointError(f"head_dim {self.head_dim(config)} is odd", where="head_dim")
 
-    def _unsupported(self, config: Mapping[str, object]) -> list[CompilerError]:
-        found = []
-        rope = _rope(config)
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
-            found.append(_not_yet(f"rope type '{rope_type}'", _rope_key(config), "'default'"))
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            found.append(_not_yet("a partial rotary embedding", "partial_rotary_factor", "1.0"))
+    def _window_violations(self, config: Mapping[str, object]) -> list[CompilerError]:
+        found = window_violations(config)
+        if found or self.has_windows:
+            return found
         if config.get("use_sliding_window"):
-            found.append(_not_yet("sliding-window attention", "use_sliding_window", "false"))
-        kinds = config.get("layer_types")
-        if isinstance(kinds, list) and any(kind != FULL_ATTENTION for kind in kinds):
-            found.append(_not_yet("a mix of layer types", "layer_types", f"'{FULL_ATTENTION}'"))
-        if config.get("hidden_act", "silu") not in ("silu", "swish"):
-            found.append(_not_yet(f"activation '{config['hidden_act']}'", "hidden_act", "'silu'"))
-        if config.get("quantization_config") is not None:
-            found.append(
-                _not_yet("a quantized checkpoint", "quantization_config", "a float checkpoint")
-            )
-        return found
+            return [not_yet("sliding-window attention", "use_sliding_window", "false")]
+        return []
 
     def kv_heads(self, config: Mapping[str, object]) -> int:
         """Key and value heads; without the key, as many as query heads."""
         if config.get("num_key_value_heads") is None:
-            return _integer(config, "num_attention_heads")
-        return _integer(config, "num_key_value_heads")
+            return integer(config, "num_attention_heads")
+        return integer(config, "num_key_value_heads")
 
     def head_dim(self, config: Mapping[str, object]) -> int:
-        """The named head_dim, or hidden over heads."""
-        if config.get("head_dim") is None:
-            return _integer(config, "hidden_size") // _integer(config, "num_attention_heads")
-        return _integer(config, "head_dim")
+        """The named head_dim, the family's, or hidden over heads."""
+        if config.get("head_dim") is not None:
+            return integer(config, "head_dim")
+        if self.default_head_dim is not None:
+            return self.default_head_dim
+        return integer(config, "hidden_size") // integer(config, "num_attention_heads")
+
+    def rope(self, config: Mapping[str, object]) -> Rope:
+        """The rotary embedding."""
+        return read_rope(config, default_length=self.default_length)
 
     def tensors(self, config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
         """The Hugging Face names and shapes of this configuration."""
-        hidden, inner = _integer(config, "hidden_size"), _integer(config, "intermediate_size")
-        queries = _integer(config, "num_attention_heads") * self.head_dim(config)
+        hidden, inner = integer(config, "hidden_size"), integer(config, "intermediate_size")
+        queries = integer(config, "num_attention_heads") * self.head_dim(config)
         keys = self.kv_heads(config) * self.head_dim(config)
         linears = {
             "self_attn.q_proj": ((queries, hidden), self.has_qkv_bias(config)),
@@ -137,9 +144,9 @@ class Qwen2(ModelFamily):
             "mlp.up_proj": ((inner, hidden), self.has_mlp_bias(config)),
             "mlp.down_proj": ((hidden, inner), self.has_mlp_bias(config)),
         }
-        vocabulary = (_integer(config, "vocab_size"), hidden)
+        vocabulary = (integer(config, "vocab_size"), hidden)
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": vocabulary}
-        for index in range(_integer(config, "num_hidden_layers")):
+        for index in range(integer(config, "num_hidden_layers")):
             layer = f"model.layers.{index}"
             found[f"{layer}.input_layernorm.weight"] = (hidden,)
             found[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
@@ -147,14 +154,18 @@ class Qwen2(ModelFamily):
                 found[f"{layer}.{module}.weight"] = shape
                 if has_bias:
                     found[f"{layer}.{module}.bias"] = shape[:1]
+            for norm in ("q_norm", "k_norm") if self.has_head_norms else ():
+                found[f"{layer}.self_attn.{norm}.weight"] = (self.head_dim(config),)
         found["model.norm.weight"] = (hidden,)
         if not config.get("tie_word_embeddings", False):
             found["lm_head.weight"] = vocabulary
         return found
 
     def layer_kinds(self, config: Mapping[str, object]) -> tuple[str, ...]:
-        """Full attention everywhere."""
-        return (FULL_ATTENTION,) * _integer(config, "num_hidden_layers")
+        """`full_attention` or `sliding_attention`, a layer each."""
+        if self.has_windows:
+            return layer_types(config)
+        return (FULL_ATTENTION,) * integer(config, "num_hidden_layers")
 
     def cache_shape(self, config: Mapping[str, object]) -> tuple[int, int]:
         """(kv_heads, head_dim)."""
@@ -164,90 +175,91 @@ class Qwen2(ModelFamily):
         """`models.decoder.CausalLM` of this configuration."""
         from models.decoder import CausalLM
 
-        return CausalLM(self._shape(config), len(kinds))
+        return CausalLM(self._shape(config), kinds)
 
     def buffers(self, config: Mapping[str, object]) -> dict[str, "np.ndarray"]:
         """The rotary's inverse frequencies."""
-        from models.decoder import inverse_frequencies
+        from models.rotary import frequency_tables
 
-        return {"model.rotary_emb.inv_freq": inverse_frequencies(self._shape(config)).numpy()}
+        tables = frequency_tables(self.rope(config), self.head_dim(config))
+        return {f"model.rotary_emb.{name}": table.numpy() for name, table in tables.items()}
 
     def probe_config(
-        self, config: Mapping[str, object], *, window: int, context: int
+        self,
+        config: Mapping[str, object],
+        *,
+        window: int,
+        context: int,
+        model_window: int,
+        model_context: int,
     ) -> dict[str, object]:
         """Six heads in groups of three at width 8, or fewer where the model has one of a kind."""
-        del window, context
-        heads, kv_heads = _integer(config, "num_attention_heads"), self.kv_heads(config)
+        lengths = ProbeLengths(window, context, model_window, model_context)
+        heads, kv_heads = integer(config, "num_attention_heads"), self.kv_heads(config)
         probe_kv_heads, group = min(kv_heads, 2), min(heads // kv_heads, 3)
-        probe_heads, head_dim = probe_kv_heads * group, 8
-        is_square = _integer(config, "hidden_size") == heads * self.head_dim(config)
-        return {
-            **config,
-            "hidden_size": probe_heads * head_dim if is_square else probe_heads * head_dim + 4,
-            "intermediate_size": 40,
-            "num_attention_heads": probe_heads,
+        hidden = probe_kv_heads * group * _HEAD_DIM
+        is_square = integer(config, "hidden_size") == heads * self.head_dim(config)
+        found = probe_rope(
+            config, head_dim=_HEAD_DIM, default_length=self.default_length, lengths=lengths
+        )
+        found |= {
+            "hidden_size": hidden if is_square else hidden + 4,
+            "intermediate_size": _INTERMEDIATE,
+            "num_attention_heads": probe_kv_heads * group,
             "num_key_value_heads": probe_kv_heads,
-            "head_dim": head_dim,
-            "vocab_size": 48 + _integer(config, "vocab_size") % 16,
+            "head_dim": _HEAD_DIM,
+            "vocab_size": _VOCABULARY + integer(config, "vocab_size") % 16,
         }
+        reach, trained = window_of(config), _logn_length(config)
+        if reach is not None:
+            found["sliding_window"] = lengths.of(reach)
+        if trained is not None:
+            found["seq_length"] = lengths.of(trained)
+        return found
 
     def _shape(self, config: Mapping[str, object]) -> "DecoderShape":
         from models.decoder import DecoderShape
 
         return DecoderShape(
-            hidden=_integer(config, "hidden_size"),
-            intermediate=_integer(config, "intermediate_size"),
-            heads=_integer(config, "num_attention_heads"),
+            hidden=integer(config, "hidden_size"),
+            intermediate=integer(config, "intermediate_size"),
+            heads=integer(config, "num_attention_heads"),
             kv_heads=self.kv_heads(config),
             head_dim=self.head_dim(config),
-            vocabulary=_integer(config, "vocab_size"),
-            epsilon=_number(config.get("rms_norm_eps"), self.defaults["rms_norm_eps"]),
-            rope_theta=_number(_rope_theta(config), self.defaults["rope_theta"]),
+            vocabulary=integer(config, "vocab_size"),
+            epsilon=number(config.get("rms_norm_eps"), _EPSILON),
+            rope=self.rope(config),
+            window=window_of(config) if self.has_windows else None,
+            logn_length=_logn_length(config),
+            has_head_norms=self.has_head_norms,
             qkv_bias=self.has_qkv_bias(config),
             output_bias=self.has_output_bias(config),
             mlp_bias=self.has_mlp_bias(config),
         )
 
 
-def _rope(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The rotary's settings: transformers 5 writes rope_parameters, older versions rope_scaling."""
-    rope = config.get(_rope_key(config))
-    return rope if isinstance(rope, Mapping) else {}
+def _logn_length(config: Mapping[str, object]) -> int | None:
+    """The trained length of LogN attention scaling; None without it."""
+    return integer(config, "seq_length") if config.get("use_logn_attn") else None
 
 
-def _rope_key(config: Mapping[str, object]) -> str:
-    has_new = isinstance(config.get("rope_parameters"), Mapping)
-    return "rope_parameters" if has_new else "rope_scaling"
+def _logn_violations(config: Mapping[str, object]) -> Iterator[CompilerError]:
+    is_used = config.get("use_logn_attn", False)
+    if not isinstance(is_used, bool):
+        yield wrong("use_logn_attn", is_used, "true or false")
+    elif is_used and not is_integer(config.get("seq_length"), least=2):
+        yield wrong("seq_length", config.get("seq_length"), "the trained length for use_logn_attn")
+    if config.get("use_dynamic_ntk"):
+        yield not_yet(
+            "the first Qwen's dynamic NTK", "use_dynamic_ntk", "rope_scaling of type 'dynamic'"
+        )
 
 
-def _rope_theta(config: Mapping[str, object]) -> object:
-    return _rope(config).get("rope_theta", config.get("rope_theta"))
-
-
-def _is_positive_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _integer(config: Mapping[str, object], key: str) -> int:
-    value = config[key]
-    assert isinstance(value, int), f"{key} is checked by violations()"
-    return value
-
-
-def _number(value: object, default: object) -> float:
-    chosen = default if value is None else value
-    assert isinstance(chosen, int | float), f"{chosen!r} is not a number"
-    return float(chosen)
-
-
-def _not_yet(what: str, key: str, supported: str) -> CheckpointError:
-    return CheckpointError(
-        f"{what} is not supported yet",
-        where=f"config.json: {key}",
-        hint=f"supported: {supported}",
-        code="not-supported-yet",
-    )
+def _other_violations(config: Mapping[str, object]) -> Iterator[CompilerError]:
+    epsilon = config.get("rms_norm_eps")
+    if epsilon is not None and not is_positive_number(epsilon):
+        yield wrong("rms_norm_eps", epsilon, "a positive number")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        yield not_yet(f"activation '{config['hidden_act']}'", "hidden_act", "'silu'")
+    if config.get("quantization_config") is not None:
+        yield not_yet("a quantized checkpoint", "quantization_config", "a float checkpoint")

@@ -1,12 +1,14 @@
 """Matching that passes share. Tensors are compared by identity: graphsurgeon's `==` means names."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import FUSED_DOMAIN, Program, quiet_graphsurgeon
+from compiler.contracts.weights import concat, transpose
 
 quiet_graphsurgeon()
 
@@ -49,6 +51,21 @@ def through(tensor: gs.Tensor, *ops: str) -> gs.Tensor:
         tensor = node.inputs[0]
         node = produced_by(tensor, *ops)
     return tensor
+
+
+def head_product(graph: gs.Graph, *ops: str) -> gs.Node | None:
+    """The MatMul that makes the logits, behind Add, Cast and `ops`."""
+    logits = next((tensor for tensor in graph.outputs if tensor.name == "logits"), None)
+    return produced_by(through(logits, "Add", "Cast", *ops), "MatMul") if logits else None
+
+
+def element_types(program: Program) -> dict[str, int]:
+    """ONNX element type of every tensor, as far as ONNX infers it."""
+    graph = onnx.shape_inference.infer_shapes(program.model()).graph
+    return {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
 
 
 def ancestors(*tensors: gs.Tensor) -> list[gs.Node]:
@@ -131,3 +148,108 @@ def known_shapes(program: Program) -> dict[str, Shape]:
 def stem(node: gs.Node) -> str:
     """The module path in a node's name."""
     return node.name.rpartition("/")[0]
+
+
+# -- linears that read one tensor, and one product in their place
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`MatMul(x, W[in, out])` with W a parameter, and the Add of its bias where there is one."""
+
+    product: gs.Node
+    weight: gs.Tensor
+    total: gs.Node | None = None
+    bias: gs.Tensor | None = None
+
+    @property
+    def output(self) -> gs.Tensor:
+        """The product with its bias."""
+        return (self.total or self.product).outputs[0]
+
+    @property
+    def width(self) -> int:
+        """Number of its outputs."""
+        return int(self.weight.shape[1])
+
+
+def module_of(node: gs.Node) -> str:
+    """`model.layers.3.mlp.up_proj` of `model.layers.3.mlp.up_proj/MatMul`."""
+    return node.name.rpartition("/")[0] or node.name
+
+
+def products_by_input(program: Program) -> list[list[gs.Node]]:
+    """Products with a weight of the checkpoint, those of one tensor together, in graph order."""
+    found: dict[int, list[gs.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op != "MatMul":
+            continue
+        stored = through(node.inputs[1], "Transpose", "Cast", "DequantizeLinear")
+        weight = program.weights.get(stored.name)
+        if weight is not None and len(weight.shape) == 2:
+            found.setdefault(id(node.inputs[0]), []).append(node)
+    return list(found.values())
+
+
+def match_linears(program: Program, products: Sequence[gs.Node]) -> list[Linear] | str:
+    """The linears of products that read one tensor, or why they cannot become one product."""
+    linears: list[Linear] = []
+    for product in products:
+        linear = _match_linear(program, product)
+        if isinstance(linear, str):
+            return linear
+        linears.append(linear)
+    with_bias = [linear.product.name for linear in linears if linear.bias is not None]
+    if len(with_bias) not in (0, len(linears)):
+        return f"of {len(linears)} products, a bias is added to {' and '.join(with_bias)} alone"
+    dtypes = {program.weights[linear.weight.name].dtype for linear in linears}
+    return linears if len(dtypes) == 1 else f"their weights are {' and '.join(sorted(dtypes))}"
+
+
+def _match_linear(program: Program, product: gs.Node) -> Linear | str:
+    weight, output = product.inputs[1], product.outputs[0]
+    if weight.name not in program.weights:
+        return f"the weight of {product.name} is stored otherwise than [in, out]"
+    if len(weight.outputs) != 1:
+        return f"{weight.name} is read by {[node.name for node in weight.outputs]}"
+    sums = [
+        Linear(product, weight, node, other)
+        for node in output.outputs
+        if node.op == "Add"
+        for one, other in operands(node)
+        if one is output and other.name in program.weights and len(other.shape) == 1
+    ]
+    if not sums:
+        return Linear(product, weight)
+    if len(output.outputs) != 1:
+        return f"{product.name} is read by {[node.name for node in output.outputs]} beside its bias"
+    return sums[0]
+
+
+def join_linears(program: Program, linears: Sequence[Linear], projection: str) -> str:
+    """One product and one sum, split into what the linears made; the Split's name.
+
+    The nodes are called `model.layers.3.mlp.<projection>/...`, beside the first linear where there
+    is no module that holds all. The expressions are of the weights as the checkpoint holds them, so
+    that packaging copies rows.
+    """
+    graph, weights = program.graph, program.weights
+    modules = [module_of(linear.product) for linear in linears]
+    parents = {module.rpartition(".")[0] for module in modules}
+    module = f"{(parents.pop() if len(parents) == 1 else '') or modules[0]}.{projection}"
+    parts = [transpose(weights[linear.weight.name]) for linear in linears]
+    joined = program.add_parameter(f"{module}.weight", transpose(concat(parts)))
+    result = add_node(graph, "MatMul", f"{module}/MatMul", [linears[0].product.inputs[0], joined])
+    biases = [weights[linear.bias.name] for linear in linears if linear.bias is not None]
+    if biases:
+        addend = program.add_parameter(f"{module}.bias", concat(biases))
+        result = add_node(graph, "Add", f"{module}/Add", [result, addend])
+    outputs = [linear.output for linear in linears]
+    for tensor in outputs:
+        tensor.inputs.clear()
+    name = f"{module}/Split"
+    widths = gs.Constant(f"{name}.1", np.array([linear.width for linear in linears], np.int64))
+    graph.nodes.append(
+        gs.Node("Split", name, attrs={"axis": -1}, inputs=[result, widths], outputs=outputs)
+    )
+    return name

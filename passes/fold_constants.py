@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import CONSTANT_BYTES, OPSET, Program, tidy
-from passes._match import constant, replace_uses
+from passes._match import constant, element_types, replace_uses
 
 INT64_MAX = np.iinfo(np.int64).max
 # Their result is not a function of their inputs' values alone, or is random.
@@ -37,16 +37,6 @@ def _is_full_slice(node: gs.Node) -> bool:
     return bool(
         np.all(starts == 0) and np.all(ends == INT64_MAX) and all(np.all(s == 1) for s in steps)
     )
-
-
-def _element_types(program: Program) -> dict[str, int]:
-    """Element type of every tensor, as far as ONNX infers it."""
-    model = onnx.shape_inference.infer_shapes(program.model())
-    graph = model.graph
-    return {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ def _evaluate(known: _Known, outputs: int) -> list[np.ndarray]:
 def fold_constants(program: Program) -> PassReport:
     """Fold in one walk from inputs to outputs; the graph is in topological order."""
     graph = program.graph
-    types = _element_types(program)
+    types = element_types(program)
     rewrites: list[str] = []
     skips: list[Skip] = []
     for node in list(graph.nodes):

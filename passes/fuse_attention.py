@@ -6,8 +6,10 @@
     [1, T, H * d]
 
 Matches the canonical form that plan-kv-cache leaves: caches read through Unsqueeze and Transpose,
-groups folded into an axis of their own. Declines, naming the node, where any operator, axis or
-shape differs. The ONNX function holds the same operators in the same order.
+groups folded into an axis of their own; the mask's sliding window, or 0, goes with the node.
+Declines, naming the node, where any operator, axis or shape differs. The ONNX function holds the
+same operators in the same order. A row that sees no key (padding past the window's edge) is a mean
+there, and may be anything on a target.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from passes._match import add_node, constant, only_reader, operands, produced_by
 FUSED_ATTENTION = onnx.parser.parse_function(
     f"""
     <domain: "{FUSED_DOMAIN}", opset_import: ["" : {OPSET}, "{FUSED_DOMAIN}" : 1]>
-    FusedAttention <scale, blocked, tokens, context, grouped, by_head, merged>
+    FusedAttention <scale, blocked, window, tokens, context, grouped, by_head, merged>
         (q, keys, values, past_length, valid_length) => (attended)
     {{
         zero = Constant <value_int: int = 0> ()
@@ -36,7 +38,8 @@ FUSED_ATTENTION = onnx.parser.parse_function(
         merged_shape = Constant <value_ints: ints = @merged> ()
         length = Constant <value_int: int = @context> ()
         columns = Range (zero, length, one)
-        mask = {FUSED_DOMAIN}.CausalMask <tokens: int = @tokens, blocked: float = @blocked>
+        mask = {FUSED_DOMAIN}.CausalMask
+            <tokens: int = @tokens, window: int = @window, blocked: float = @blocked>
             (columns, past_length, valid_length)
         grouped_q = Reshape (q, grouped_shape)
         keys_t = Transpose <perm: ints = [1, 2, 0]> (keys)
@@ -178,6 +181,7 @@ def fuse_attention(program: Program) -> PassReport:
             attrs={
                 "scale": match.scale,
                 "blocked": match.mask.attrs["blocked"],
+                "window": match.mask.attrs["window"],
                 "tokens": tokens,
                 "context": program.context,
                 "grouped": list(match.grouped),

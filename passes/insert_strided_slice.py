@@ -16,19 +16,11 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Phase, Program, tidy
-from passes._match import add_node, produced_by, through
+from passes._match import add_node, head_product
 
 Position = Literal["last", "last_valid"]
 
 _INT64_MAX = np.iinfo(np.int64).max
-
-
-def _head(graph: gs.Graph) -> gs.Node | None:
-    """The product that makes the logits."""
-    logits = next((tensor for tensor in graph.outputs if tensor.name == "logits"), None)
-    if logits is None:
-        return None
-    return produced_by(through(logits, "Add", "Cast"), "MatMul")
 
 
 def _kept_row(program: Program, hidden: gs.Tensor, position: str) -> gs.Tensor:
@@ -44,7 +36,7 @@ def _kept_row(program: Program, hidden: gs.Tensor, position: str) -> gs.Tensor:
 def insert_strided_slice(program: Program, position: Position) -> PassReport:
     """Put the slice before the head."""
     graph = program.graph
-    head = _head(graph)
+    head = head_product(graph)
     if head is None:
         return PassReport(skips=(Skip("logits", "no MatMul makes them"),))
     logits = next(tensor for tensor in graph.outputs if tensor.name == "logits")

@@ -5,9 +5,10 @@
     = CacheUpdate(past_key_values[C, H, d], rows[T, H, d], past_length, valid_length)
 
 The written axis comes first, so that a row is contiguous. Only the valid rows are written. The key
-axis of the mask has the length C from here on. Declines a cache that is not a Concat on its
-sequence axis. The value is the same; sums over C columns instead of past + T add zeros in another
-order.
+axis of the mask has the length C from here on. A layer with a sliding window has C rows like the
+others: what lies before its window is masked, not dropped. Declines a cache that is not a Concat on
+its sequence axis. The value is the same; sums over C columns instead of past + T add zeros in
+another order.
 """
 
 from dataclasses import dataclass

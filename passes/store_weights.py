@@ -2,12 +2,15 @@
 
     MatMul(x, W[in, out])   ->  MatMul(x, Transpose(Cast(W[out, in])))
     Gather(E[V, H], ids)    ->  Cast(Gather(E[V, H], ids))
+    MatMul(x, DequantizeLinear(Wq[in, out], scale, axis 1))
+                            ->  MatMul(x, Transpose(DequantizeLinear(Wq[out, in], scale, axis 0)))
 
 A linear's rows are then contiguous for one output, an embedding and the head tied to it are the
-same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32.
-Declines a matrix that something else reads. With float32, or with the dtype that the checkpoint
-has, nothing is rounded; else each weight is rounded once, to nearest even, and arithmetic stays
-float32.
+same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32. What
+is int8, or 16 bits wide because the graph computes so (`annotate-int8-qdq`, `cast-dtype`), keeps
+its dtype. Declines a matrix that something else reads. With float32, or with the dtype that the
+checkpoint has, nothing is rounded; else each weight is rounded once, to nearest even, arithmetic
+stays float32, and the result is to the bit that of the rounded weights, which `adapt_weights` says.
 """
 
 from dataclasses import dataclass
@@ -17,21 +20,21 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
+from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
-from compiler.contracts.weights import Weight, cast, transpose
+from compiler.contracts.weights import DTYPES, Weight, cast, transpose
 from passes._match import add_node, replace_uses
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
-# Unit roundoff: half a unit in the last place of a significand of 8 and 11 bits.
-_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+# Their matrix lies as the checkpoint's already.
+_AS_STORED = ("Gather", "Cast", "Transpose", "DequantizeLinear", "QuantizedLinearPerChannel")
 
 
 def _set_storage(program: Program, parameter: gs.Tensor, weight: Weight) -> None:
     program.weights[parameter.name] = weight
     parameter.shape = list(weight.shape)
-    parameter.dtype = _ONNX.get(weight.dtype, np.dtype(np.float32))
+    parameter.dtype = _ONNX.get(weight.dtype, DTYPES[weight.dtype])
 
 
 def _widened(program: Program, name: str, tensor: gs.Tensor, dtype: str) -> gs.Tensor:
@@ -41,20 +44,32 @@ def _widened(program: Program, name: str, tensor: gs.Tensor, dtype: str) -> gs.T
     return add_node(program.graph, "Cast", f"{name}/Cast", [tensor], attrs=attrs)
 
 
+def _transposed(program: Program, stem: str, tensor: gs.Tensor) -> gs.Tensor:
+    attrs: dict[str, object] = {"perm": [1, 0]}
+    return add_node(program.graph, "Transpose", f"{stem}/Transpose", [tensor], attrs=attrs)
+
+
 def _store_linear(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     stem = node.name.rpartition("/")[0]
-    _set_storage(program, parameter, cast(transpose(program.weights[parameter.name]), dtype))
-    widened = _widened(program, stem, parameter, dtype)
-    turned = add_node(
-        program.graph, "Transpose", f"{stem}/Transpose", [widened], attrs={"perm": [1, 0]}
-    )
+    weight = transpose(program.weights[parameter.name])
+    is_wide = weight.dtype == "float32"
+    _set_storage(program, parameter, cast(weight, dtype) if is_wide else weight)
+    widened = _widened(program, stem, parameter, dtype) if is_wide else parameter
+    turned = _transposed(program, stem, widened)
     replace_uses(program.graph, parameter, turned, readers=[node])
+
+
+def _store_quantized(program: Program, parameter: gs.Tensor, node: gs.Node) -> None:
+    wide = node.outputs[0]
+    readers = list(wide.outputs)
+    _set_storage(program, parameter, transpose(program.weights[parameter.name]))
+    node.attrs["axis"] = 0
+    turned = _transposed(program, node.name.rpartition("/")[0], wide)
+    replace_uses(program.graph, wide, turned, readers=readers)
 
 
 def _store_table(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     _set_storage(program, parameter, cast(program.weights[parameter.name], dtype))
-    if dtype == "float32":
-        return
     rows, readers = node.outputs[0], list(node.outputs[0].outputs)
     widened = _widened(program, node.name.rpartition("/")[0], rows, dtype)
     replace_uses(program.graph, rows, widened, readers=readers)
@@ -75,10 +90,14 @@ def store_weights(program: Program, dtype: str) -> PassReport:
         elif node.op == "MatMul" and node.inputs[1] is parameter:
             _store_linear(program, parameter, node, dtype)
             rewrites.append(node.name)
-        elif node.op == "Gather" and node.inputs[0] is parameter and weight.dtype != dtype:
-            _store_table(program, parameter, node, dtype)
+        elif node.op == "DequantizeLinear" and node.attrs.get("axis", 1) == 1:
+            _store_quantized(program, parameter, node)
             rewrites.append(node.name)
-        elif node.op not in ("Gather", "Cast", "Transpose"):
+        elif node.op == "Gather" and node.inputs[0] is parameter and weight.dtype == "float32":
+            if dtype != "float32":
+                _store_table(program, parameter, node, dtype)
+                rewrites.append(node.name)
+        elif node.op not in _AS_STORED:
             skips.append(Skip(parameter.name, f"{node.name} reads it, no MatMul and no Gather"))
     tidy(program.graph)
     return PassReport(tuple(rewrites), tuple(skips))
@@ -89,15 +108,27 @@ class StoreWeights(Pass):
     """W[in, out] float32 -> W[out, in] in `dtype`, widened where it is read."""
 
     name: ClassVar = "store-weights"
-    after: ClassVar = ("insert-strided-slice",)
+    after: ClassVar = (
+        "insert-strided-slice",
+        "fuse-qkv",
+        "fuse-gate-up",
+        "pad-vocabulary",
+        "cast-dtype",
+        "annotate-int8-qdq",
+    )
+    contract: ClassVar = Contract.exact()
     dtype: StorageDtype = "float32"
-
-    def promise(self) -> Contract:
-        """Exact in float32; else one rounding of each weight."""
-        if self.dtype == "float32":
-            return Contract.exact()
-        return Contract.close(rtol=0.0, atol=8 * _ROUNDOFF[self.dtype])
 
     def run(self, program: Program) -> PassReport:
         """Store each linear's weight and each table once."""
         return store_weights(program, self.dtype)
+
+    def adapt_weights(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """The matrices that are stored in another dtype are rounded to it."""
+        dtypes = {name: program.weights[name].dtype for name in old if name in program.weights}
+        return {
+            name: value.astype(DTYPES[self.dtype]).astype(value.dtype)
+            if dtypes.get(name) == self.dtype and value.dtype == np.float32
+            else value
+            for name, value in old.items()
+        }

@@ -14,6 +14,22 @@ TOKENS, CONTEXT, VOCABULARY = 4, 10, 9
 # (past, valid): whole and padded windows, the first and the last that fit.
 LENGTHS = ((0, 4), (0, 1), (3, 2), (6, 4), (9, 1))
 
+# Its line that says what a row may see.
+ALLOWED = '["mask/And"] allowed = And (causal, real)'
+
+
+def windowed(size: int) -> dict[str, str]:
+    """What to replace in TEXT so that only the last `size` positions are seen."""
+    return {
+        ALLOWED: (
+            '["mask/Sub"] distance = Sub (rows, columns)\n'
+            '["mask/Less"] near = Less (distance, window)\n'
+            '["mask/And_1"] band = And (causal, near)\n'
+            '["mask/And"] allowed = And (band, real)'
+        ),
+        "int64 zero = {0}": f"int64 zero = {{0}}, int64 window = {{{size}}}",
+    }
+
 
 def random_inputs(program: Program, *, past: int, valid: int) -> dict[str, np.ndarray]:
     """Inputs of the graph as the text has it, its parameters among them."""

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 import pytest
 from checkpoint_factory import change_config, write_checkpoint
+from family_variants import write_variant
 
 from compiler.config import DEFAULT_PASSES, BuildConfig, load_config
 from compiler.contracts.program import ProgramSet
@@ -44,6 +45,8 @@ class TinyModel:
         context: None builds prefill alone.
         features: `backend.compile.features`; None leaves them to the machine.
         kept: `position` of insert-strided-slice; `all` leaves the slice out.
+        added: Passes after the default ones.
+        variant: One of `family_variants`, in place of the sizes here; empty: none.
     """
 
     name: str = "tiny"
@@ -61,6 +64,8 @@ class TinyModel:
     context: int | None = 48
     features: tuple[str, ...] | None = None
     kept: Literal["all", "last", "last_valid"] = "last_valid"
+    added: tuple[str, ...] = ()
+    variant: str = ""
 
 
 TINY = TinyModel()
@@ -68,18 +73,21 @@ TINY = TinyModel()
 
 def write_tiny(folder: Path, model: TinyModel) -> Path:
     """The checkpoint's folder, with a tokenizer of one word a token."""
-    write_checkpoint(
-        folder,
-        hidden=model.hidden,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate=model.intermediate,
-        vocabulary=model.vocabulary,
-        tied=model.tied,
-        dtype=model.stored,
-    )
+    if model.variant:
+        write_variant(model.variant, folder, layers=model.layers, vocabulary=model.vocabulary)
+    else:
+        write_checkpoint(
+            folder,
+            hidden=model.hidden,
+            layers=model.layers,
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            head_dim=model.head_dim,
+            intermediate=model.intermediate,
+            vocabulary=model.vocabulary,
+            tied=model.tied,
+            dtype=model.stored,
+        )
     # No end of text: generations are as long as a test asks for.
     change_config(folder, eos_token_id=None)
     (folder / "generation_config.json").write_text("{}\n", encoding="utf-8")
@@ -123,10 +131,10 @@ def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
 
 def _passes(model: TinyModel) -> list[object] | None:
     if model.kept == "last_valid":
-        return None
+        return [*DEFAULT_PASSES, *model.added] if model.added else None
     kept = [] if model.kept == "all" else [{"insert-strided-slice": {"position": model.kept}}]
     others = [name for name in DEFAULT_PASSES if name != "insert-strided-slice"]
-    return [*others, *kept]
+    return [*others, *kept, *model.added]
 
 
 @contextmanager
@@ -142,16 +150,21 @@ def in_this_process() -> Iterator[None]:
 _TRACED: dict[str, bytes] = {}
 
 
+_Job = tuple[CheckpointRef, int, int | None]
+
+
 def _run_isolated(
-    work: Callable[[CheckpointRef, int, int | None], ProgramSet],
-    checkpoint: CheckpointRef,
-    window: int,
-    context: int | None,
-) -> ProgramSet:
+    work: Callable[[Sequence[_Job]], list[ProgramSet]], jobs: Sequence[_Job]
+) -> list[ProgramSet]:
+    return [_programs(work, job) for job in jobs]
+
+
+def _programs(work: Callable[[Sequence[_Job]], list[ProgramSet]], job: _Job) -> ProgramSet:
+    checkpoint, *lengths = job
     shapes = {name: (one.shape, one.dtype) for name, one in checkpoint.tensors.items()}
-    key = repr((sorted(checkpoint.config.items()), sorted(shapes.items()), window, context))
+    key = repr((sorted(checkpoint.config.items()), sorted(shapes.items()), lengths))
     if key not in _TRACED:
-        _TRACED[key] = pickle.dumps(work(checkpoint, window, context))
+        _TRACED[key] = pickle.dumps(work([job])[0])
     return pickle.loads(_TRACED[key])
 
 

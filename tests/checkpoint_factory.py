@@ -19,7 +19,11 @@ from safetensors.numpy import load_file
 from compiler.contracts.weights import DTYPES
 
 _STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
 
 
 def write_checkpoint(
@@ -60,7 +64,7 @@ def write_checkpoint(
     }
     if head_dim is not None:
         config["head_dim"] = head_dim
-    if model_type == "llama":
+    if model_type != "qwen2":
         config["attention_bias"] = False
     generation = {"bos_token_id": 1, "eos_token_id": [vocabulary - 1]}
     _write_json(folder / "config.json", config)
@@ -74,6 +78,7 @@ def write_checkpoint(
         vocabulary=vocabulary,
         is_tied=tied,
         has_bias=model_type == "qwen2",
+        head_norm=(head_dim or hidden // heads) if model_type == "qwen3" else 0,
     )
     _write_shards(folder, shapes, shards=shards, dtype=dtype, seed=seed)
     return folder
@@ -112,6 +117,7 @@ def _shapes(
     vocabulary: int,
     is_tied: bool,
     has_bias: bool,
+    head_norm: int,
 ) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
@@ -121,6 +127,8 @@ def _shapes(
             shapes[f"{prefix}self_attn.{name}_proj.weight"] = (width, hidden)
             if has_bias:
                 shapes[f"{prefix}self_attn.{name}_proj.bias"] = (width,)
+        for name in ("q", "k") if head_norm else ():
+            shapes[f"{prefix}self_attn.{name}_norm.weight"] = (head_norm,)
         shapes[f"{prefix}self_attn.o_proj.weight"] = (hidden, query)
         shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}mlp.gate_proj.weight"] = (intermediate, hidden)

@@ -1,5 +1,6 @@
 """Programs on onnxruntime: unoptimised, one thread, so that equal arithmetic gives equal bits."""
 
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,17 @@ def run_program(
     if checkpoint is not None:
         parameters = {n: value(w, checkpoint.rows) for n, w in program.weights.items()}
     return run_model(program.model(), {**inputs, **parameters})
+
+
+def random_parameters(program: Program) -> dict[str, np.ndarray]:
+    """Its parameters, from a checkpoint of random numbers that depend on a tensor's name alone."""
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        shape = program.checkpoint_tensors[name]
+        return random.standard_normal(shape, dtype=np.float32)[start:stop]
+
+    return {name: value(weight, read) for name, weight in program.weights.items()}
 
 
 def run_model(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray]:

@@ -1,72 +1,29 @@
-"""Programs from ONNX text, and the text of programs: what the passes' golden tests compare."""
+"""What the passes' golden tests compare, and change: programs as text."""
 
-import re
 from collections.abc import Callable, Mapping
 
-import onnx.parser
-import onnx.printer
-import onnx_graphsurgeon as gs
+from compiler.contracts.program import Program
+from compiler.contracts.weights import source, transpose
+from compiler.pass_kit import program_from_text, text_of
 
-from compiler.contracts.program import OPSET, Phase, Program, TensorSpec
-from compiler.contracts.weights import source
+__all__ = ["Golden", "changed", "linears_from_text", "program_from_text", "text_of"]
 
 # The fixture of that name: (file in `golden/`, text) -> an assertion that they are equal.
 Golden = Callable[[str, str], None]
 
 
-def program_from_text(
-    text: str, *, phase: Phase = "prefill", tokens: int = 4, context: int = 10, layers: int = 1
-) -> Program:
-    """A program whose graph is `text`; inputs called `*.weight` and `*.bias` are its parameters."""
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {OPSET}]>\n{text}')
-    graph = gs.import_onnx(model)
-    for node in graph.nodes:
-        node.domain = node.domain or None
-    weights = {
-        tensor.name: source(tensor.name, tuple(tensor.shape), "float32")
-        for tensor in graph.inputs
-        if tensor.name.endswith((".weight", ".bias"))
-    }
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    return Program(phase, graph, tokens, context, layers, weights, checkpoint_tensors=shapes)
-
-
-def text_of(program: Program) -> str:
-    """The signature and body of a program, a line for each thing that may change."""
-    graph = program.model().graph
-    keys = {name: weight.key for name, weight in sorted(program.weights.items())}
-    sections = {
-        "inputs": [_spec(spec) for spec in program.inputs()],
-        "parameters": [f"{_spec(spec)} = {keys[spec.name]}" for spec in _parameters(program)],
-        "outputs": [_spec(spec) for spec in program.outputs()],
-        "aliases": [f"{output} = {cache}" for output, cache in sorted(program.aliases.items())],
-        "constants": sorted(_constant(tensor) for tensor in graph.initializer),
-        "nodes": [_node(node) for node in graph.node],
-    }
-    filled = {title: lines for title, lines in sections.items() if lines}
-    return "".join(
-        f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in filled.items()
-    )
-
-
-def _parameters(program: Program) -> list[TensorSpec]:
-    every = Program(**{**vars(program), "weights": {}})
-    return [spec for spec in every.inputs() if spec.name in program.weights]
-
-
-def _spec(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}] {spec.name}"
-
-
-def _constant(tensor: onnx.TensorProto) -> str:
-    array = onnx.numpy_helper.to_array(tensor)
-    return f"{tensor.name} = {array.dtype}{list(array.shape)} {array.tolist()}"
-
-
-def _node(node: onnx.NodeProto) -> str:
-    line = " ".join(onnx.printer.to_text(node).split())
-    # The printer puts a space before each bracket of a call, and none elsewhere.
-    return re.sub(r"(\w) \(", r"\1(", line)
+def linears_from_text(text: str, *, layers: int = 1) -> Program:
+    """The same, with linears as the trace leaves them: a matrix is the transpose of the stored."""
+    program = program_from_text(text, layers=layers)
+    shapes = dict(program.checkpoint_tensors)
+    for node in program.graph.nodes:
+        weight = program.weights.get(node.inputs[1].name) if node.op == "MatMul" else None
+        if weight is not None and weight.op == "source":
+            name = str(weight.attributes[0])
+            shapes[name] = weight.shape[::-1]
+            program.weights[name] = transpose(source(name, shapes[name], weight.dtype))
+    program.checkpoint_tensors = shapes
+    return program
 
 
 def changed(text: str, replaced: Mapping[str, str]) -> str:

@@ -38,3 +38,18 @@ def reference_greedy(
         tokens.append(int(rows[-1].argmax()))
         given = tokens[-1:]
     return tokens, np.stack(rows)
+
+
+def reference_chunks(model: PreTrainedModel, chunks: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """float32 [len(chunk), vocabulary] of each chunk, one after another on transformers' cache.
+
+    Where the rotary depends on the length, keys keep the frequencies of the chunk that they came
+    in, so what the chunks are shows in the numbers.
+    """
+    cache = DynamicCache(config=model.config)
+    logits = []
+    for chunk in chunks:
+        with torch.no_grad():
+            output = model(torch.tensor([list(chunk)]), past_key_values=cache, use_cache=True)
+        logits.append(output.logits[0].float().numpy())
+    return logits

@@ -1,11 +1,13 @@
 """A one-layer traced model after all passes that the LLVM target takes, and inputs for it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from program_runs import run_pass, traced_inputs
 from traced_models import VOCABULARY, TracedModels
 
+from compiler.contracts.pass_base import Pass
 from compiler.contracts.program import Phase, Program
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
@@ -26,8 +28,13 @@ def rewritten(
     past: int,
     valid: int,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    added: Sequence[Pass] = (),
+    has_storage: bool = True,
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The program of one phase, and what it takes."""
+    """The program of one phase, and what it takes; `added` stand where a user's passes do.
+
+    Without storage it ends before weights are laid out for the target.
+    """
     program = traced_models.programs(NAME, layers=LAYERS).programs[phase]
     inputs = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     for rewriting in (
@@ -35,10 +42,11 @@ def rewritten(
         FoldMask(),
         PlanKVCache(),
         InsertStridedSlice(),
+        *added,
         FuseAttention(),
         FuseRMSNorm(),
         FuseSiluMul(),
-        StoreWeights(dtype=dtype),
+        *((StoreWeights(dtype=dtype),) if has_storage else ()),
         FoldConstants(),
     ):
         if phase in rewriting.phases:

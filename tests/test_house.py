@@ -7,12 +7,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from compiler import registry
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -133,6 +136,20 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             yield node.module.partition(".")[0]
+
+
+def test_every_pass_is_documented() -> None:
+    document = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[`([a-z0-9-]+)`\]\(#([a-z0-9-]+)\) \|(.*)$", document, re.MULTILINE)
+    sections = re.findall(r"^## (.*)$", document, re.MULTILINE)
+
+    assert sorted(sections) == sorted(registry.passes())
+    assert [name for name, _, _ in rows] == [link for _, link, _ in rows] == sections
+    for name, _, row in rows:
+        kind = registry.load_pass(name)
+        named = [field.name for field in fields(kind)]
+        named += [*kind.requires, *kind.after]
+        assert {one for one in named if f"`{one}" not in row} == set(), name
 
 
 def test_contributing_shows_every_layer_and_marker() -> None:

@@ -12,18 +12,27 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 import pytest
 from checkpoint_factory import change_config, write_checkpoint
+from family_variants import write_variant
 
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.weights import CheckpointRef
+from compiler.numerics.probe import CONTEXT as PROBE_CONTEXT
+from compiler.numerics.probe import WINDOW as PROBE_WINDOW
+from compiler.numerics.probe import ProbeModel, probe_checkpoint, random_rows
 from compiler.stages import trace as trace_stage
 from compiler.stages.checkpoint import locate_checkpoint
 from models.llama import Llama
 from models.qwen2 import Qwen2
+from models.qwen3 import Qwen3
 
 WINDOW, CONTEXT = 16, 40
 VOCABULARY = 80
-FAMILIES: Mapping[str, ModelFamily] = {"qwen2": Qwen2(), "llama": Llama()}
+FAMILIES: Mapping[str, ModelFamily] = {
+    "qwen2": Qwen2(),
+    "qwen3": Qwen3(),
+    "llama": Llama(),
+}
 
 
 def _write_model(name: str, folder: Path, layers: int) -> Path:
@@ -75,12 +84,15 @@ def _write_model(name: str, folder: Path, layers: int) -> Path:
                 vocabulary=VOCABULARY,
             )
         case _:
-            raise AssertionError(f"there is no model {name}")
+            write_variant(name, folder, layers=layers, vocabulary=VOCABULARY)
     return folder
 
 
 class TracedModels:
-    """Checkpoints, skeletons and programs by the name of a model: mha, gqa, own-head-dim, llama."""
+    """Checkpoints, skeletons and programs by the name of a model.
+
+    That is mha, gqa, own-head-dim, llama, or one of `family_variants`.
+    """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.exported: list[tuple[str, ...]] = []
@@ -116,10 +128,22 @@ class TracedModels:
             self._pickled[name, layers] = pickle.dumps(programs)
         return pickle.loads(self._pickled[name, layers])
 
+    def probe(self, name: str, *, layers: int = 2) -> ProbeModel:
+        """The probe of that model, as a build makes it."""
+        checkpoint, family = self.checkpoint(name, layers=layers), self.family(name)
+        small = probe_checkpoint(family, checkpoint, window=WINDOW, context=CONTEXT)
+        if (name, -layers) not in self._pickled:
+            programs = trace_stage.trace(family, small, window=PROBE_WINDOW, context=PROBE_CONTEXT)
+            self._pickled[name, -layers] = pickle.dumps(programs)
+        programs = pickle.loads(self._pickled[name, -layers])
+        vocabulary = small.config["vocab_size"]
+        assert isinstance(vocabulary, int)
+        return ProbeModel(programs, random_rows(small.tensors), vocabulary)
+
     def full_skeleton(self, name: str, *, layers: int, tokens: int) -> gs.Graph:
         """Every layer exported, nothing stitched."""
-        kinds = ("full_attention",) * layers
-        return self._memo(self.family(name), self.checkpoint(name).config, kinds, tokens=tokens)
+        family, config = self.family(name), self.checkpoint(name, layers=layers).config
+        return self._memo(family, config, family.layer_kinds(config), tokens=tokens)
 
     def _memo(
         self,

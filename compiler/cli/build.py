@@ -54,8 +54,27 @@ def _print_stages(stages: Sequence[StageRecord], terminal: Terminal) -> None:
 def _print_passes(passes: Sequence[PassRecord], terminal: Terminal) -> None:
     if not passes:
         return
-    rows = [(p.name, p.phase, str(p.rewrites), str(len(p.skips))) for p in passes]
-    terminal.table(("pass", "phase", "rewrites", "skips"), rows)
+    rows = [
+        (
+            record.name,
+            record.phase,
+            str(record.rewrites),
+            str(len(record.skips)),
+            _error(record.error),
+            _error(record.float64_error),
+        )
+        for record in passes
+    ]
+    headers = ("pass", "phase", "rewrites", "skips", "difference", "from float64")
+    is_measured = any(record.error is not None for record in passes)
+    columns = len(headers) if is_measured else len(headers) - 2
+    terminal.table(headers[:columns], [row[:columns] for row in rows])
     for record in passes:
         for skip in record.skips:
             terminal.note(f"{record.name} ({record.phase}) skips {skip.node}: {skip.reason}")
+
+
+def _error(error: float | None) -> str:
+    if error is None:
+        return "-"
+    return f"{error:.1e}" if error else "0"

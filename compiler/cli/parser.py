@@ -39,16 +39,23 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _did_you_mean(message: str) -> str | None:
     """The verb or option that is nearest to the one that argparse refuses."""
     wrong = re.match(
-        r"argument VERB: invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message
+        r"argument (?:VERB|ACTION): invalid choice: '([^']*)'|unrecognized arguments: (\S+)",
+        message,
     )
     if wrong is None:
         return None
-    parser = _parser()
-    verbs = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
-    options = {name for verb in verbs.values() for name in verb._option_string_actions}
-    known = [*verbs] if wrong[1] is not None else sorted(options)
+    verbs = _verbs(_parser())
+    actions = _verbs(verbs["passes"])
+    parsers = (*verbs.values(), *actions.values())
+    options = {name for parser in parsers for name in parser._option_string_actions}
+    names = [*actions] if "argument ACTION" in message else [*verbs]
+    known = names if wrong[1] is not None else sorted(options)
     near = difflib.get_close_matches((wrong[1] or wrong[2]).partition("=")[0], known, n=1)
     return near[0] if near else None
+
+
+def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(a.choices for a in parser._actions if isinstance(a.choices, dict))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_compare(verbs)
     _add_check(verbs)
+    _add_bisect(verbs)
+    _add_passes(verbs)
     return parser
 
 
@@ -104,6 +113,57 @@ def _add_check(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_yaml(verb)
     verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+
+
+def _add_bisect(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "bisect", "find the first pass that changes the numbers")
+    _add_yaml(verb)
+    verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+    verb.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest absolute difference, in place of what the passes promise",
+    )
+    verb.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="where to write what shows it"
+    )
+
+
+def _add_passes(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    summary = "list and explain passes, begin one of your own, try one on generated graphs"
+    verb = verbs.add_parser(
+        "passes", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+    )
+    actions = verb.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_verb(actions, "list", "show every pass, with its options and what it promises")
+    explain = _add_verb(actions, "explain", "show what a pass does, on a small generated graph")
+    _add_pass(explain)
+    new = _add_verb(actions, "new", "write a small pass that works, and its test, to start from")
+    new.add_argument("name", metavar="NAME", help="verb and noun, with hyphens: fuse-gate")
+    new.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where to (here)")
+    test = _add_verb(actions, "test", "try a pass on generated Qwen graphs, and shrink a failure")
+    _add_pass(test)
+    test.add_argument("--graphs", type=int, default=20, metavar="N", help="graphs to try (20)")
+    test.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first (0)")
+    test.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where a failing graph is written"
+    )
+    test.add_argument(
+        "--reproduce", type=Path, metavar="FILE", help="try the graph of that file instead"
+    )
+
+
+def _add_pass(action: argparse.ArgumentParser) -> None:
+    action.add_argument("name", metavar="PASS", help="its name, or ./file.py:Class")
+    action.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        dest="overrides",
+        help="an option of the pass; may be repeated",
+    )
 
 
 def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:

@@ -1,7 +1,8 @@
 """The declared format, parsed once into typed, frozen sections with a place for every value."""
 
 from compiler.config.build_config import BuildConfig, load_config
-from compiler.config.pass_list import DEFAULT_PASSES, PassSpec, build_passes
+from compiler.config.pass_list import DEFAULT_PASSES, PassOption, PassSpec, build_passes
+from compiler.config.pass_section import NamedPass, PassSection
 from compiler.config.sections import CompareLimits, Dtype, Verify
 
 __all__ = [
@@ -9,6 +10,9 @@ __all__ = [
     "BuildConfig",
     "CompareLimits",
     "Dtype",
+    "NamedPass",
+    "PassOption",
+    "PassSection",
     "PassSpec",
     "Verify",
     "build_passes",

@@ -12,7 +12,8 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from compiler.config.explain import config_errors, error_paths, kind_of
-from compiler.config.pass_list import SLICE_PASS, PassOption, PassSpec, default_passes, read_passes
+from compiler.config.pass_list import SLICE_PASS, PassOption, PassSpec, default_passes
+from compiler.config.pass_section import PassSection, read_section
 from compiler.config.rules import rule_errors
 from compiler.config.sections import (
     COMPARE_DEFAULTS,
@@ -49,7 +50,7 @@ class BuildConfig:
         name: The bundle's name: `name`, or the file's stem.
         frontend: The model and its shapes.
         backend: The target, under its canonical name, and what it makes.
-        passes: The YAML's passes in order; None for the default ones (see `pass_list`).
+        passes: The YAML's list of passes, or its changes to the default one (see `pass_list`).
         dataset: Calibration data.
         workspace: Where and how to work.
         compare: Limits for comparisons, defaults filled in for the dtype.
@@ -62,7 +63,7 @@ class BuildConfig:
     name: str
     frontend: Frontend
     backend: Backend
-    passes: tuple[PassSpec, ...] | None
+    passes: PassSection
     dataset: Dataset
     workspace: Workspace
     compare: CompareLimits
@@ -72,9 +73,9 @@ class BuildConfig:
 
     @property
     def pass_list(self) -> tuple[PassSpec, ...]:
-        """The passes that run, in order: the YAML's, or the default ones."""
-        if self.passes is not None:
-            return self.passes
+        """The YAML's list, or the default one, before `passes` and the target change it."""
+        if self.passes.order is not None:
+            return self.passes.order
         insert_slice = self.frontend.model_kwargs.insert_slice
         return default_passes(insert_slice=insert_slice, place=str(self.path))
 
@@ -118,6 +119,7 @@ class BuildConfig:
             "frontend": frontend,
             "backend": self.backend.model_dump(mode="json"),
             "passes": [_plain_spec(spec) for spec in self.pass_list],
+            "pass_changes": _plain_changes(self.passes),
             "dataset": dataset,
             "compare": self.compare.model_dump(mode="json"),
             "verify": self.verify,
@@ -157,10 +159,10 @@ def load_config(
     if data.get("verify") is False:
         data["verify"] = "off"  # YAML reads a bare `off` as false
     errors += source.errors
-    passes, pass_errors = read_passes(data.pop("passes", None), source, folder=path.parent)
+    passes, pass_errors = read_section(data.pop("passes", None), source, folder=path.parent)
     document, document_errors = _document(data, source)
     errors += [*pass_errors, *document_errors, *_name_errors(path, data)]
-    errors += _slice_errors(data, passes, source)
+    errors += _slice_errors(data, passes.order, source)
     raise_all(sorted(errors, key=lambda error: _order(error, source.label)))
     assert document is not None, "a document without errors"
     return _config(path, document, passes, source)
@@ -177,9 +179,7 @@ def _document(
     return document, rule_errors(data, source, set())
 
 
-def _config(
-    path: Path, document: Document, passes: tuple[PassSpec, ...] | None, source: Source
-) -> BuildConfig:
+def _config(path: Path, document: Document, passes: PassSection, source: Source) -> BuildConfig:
     target = resolve_target(document.backend.type)
     limits = COMPARE_DEFAULTS[document.backend.dtype]
     chosen = document.compare.model_dump(exclude_none=True)
@@ -258,6 +258,24 @@ def _portable(location: str) -> str:
     """A path without the folders of this machine."""
     is_absolute = PurePath(location).is_absolute()
     return PurePath(location).name if is_absolute else location
+
+
+def _plain_changes(section: PassSection) -> JsonValue:
+    """What the section does to the list, and what it expects of it."""
+    return {
+        "drop": [named.name for named in section.drop],
+        "replace": {one.name.name: _plain_spec(one.spec) for one in section.replace},
+        "set": {one.name.name: _plain_spec(one.spec) for one in section.options},
+        "add": [
+            {
+                "pass": _plain_spec(one.spec),
+                "before": one.before.name if one.before else None,
+                "after": one.after.name if one.after else None,
+            }
+            for one in section.add
+        ],
+        "expect": {named.name: expected.written for named, expected in section.expect},
+    }
 
 
 def _plain_spec(spec: PassSpec) -> JsonValue:

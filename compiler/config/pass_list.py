@@ -71,27 +71,28 @@ def default_passes(*, insert_slice: bool, place: str) -> tuple[PassSpec, ...]:
 
 
 def read_passes(
-    data: YamlValue, source: Source, *, folder: Path
+    data: YamlValue, source: Source, *, path: YamlPath, folder: Path
 ) -> tuple[tuple[PassSpec, ...] | None, list[CompilerError]]:
     """The YAML's list, with every option checked against its pass; None when there is no list.
 
     Args:
-        data: What stands at `passes`.
+        data: What stands at `path`.
         source: The file, for places.
+        path: `passes`, or `passes.order`.
         folder: Folder of the YAML, where the paths of passes in files start.
     """
     if data is None:
         return None, []
     if not isinstance(data, list):
-        message = f"passes: expected a list, got {kind_of(data, source.spelling(('passes',)))}"
-        where = source.place(("passes",))
+        message = f"{dotted(path)}: expected a list, got {kind_of(data, source.spelling(path))}"
+        where = source.place(path)
         return (), [
             ConfigError(message, where=where, hint="write `- name` lines", code="wrong-type")
         ]
     specs: list[PassSpec] = []
     errors: list[CompilerError] = []
     for index, entry in enumerate(data):
-        spec, found = _read_entry(entry, source, ("passes", index), folder=folder)
+        spec, found = read_entry(entry, source, (*path, index), folder=folder)
         errors += found
         specs += [spec] if spec is not None else []
     return tuple(specs), errors
@@ -118,25 +119,49 @@ def build_passes(specs: Sequence[PassSpec], *, folder: Path) -> "tuple[Pass, ...
     return tuple(built)
 
 
-def _read_entry(
+def read_entry(
     entry: YamlValue, source: Source, path: YamlPath, *, folder: Path
 ) -> tuple[PassSpec | None, list[CompilerError]]:
+    """One pass, by its name or as `name: {option: value}`."""
     name, options = _split(entry)
     where = source.place(path)
     if name is None:
         message = f"{dotted(path)}: expected a pass, got {kind_of(entry, source.spelling(path))}"
         return None, [ConfigError(message, where=where, hint=_FORM, code="wrong-type")]
     path = (*path, name) if isinstance(entry, dict) else path
+    return read_options(name, options, source, path, folder=folder)
+
+
+def read_options(
+    name: str,
+    options: YamlValue,
+    source: Source,
+    path: YamlPath,
+    *,
+    folder: Path,
+    is_whole: bool = True,
+) -> tuple[PassSpec | None, list[CompilerError]]:
+    """A pass and the section of its options, at `path`.
+
+    Args:
+        name: Registered name, or `file.py:Class`.
+        options: What stands there; nothing is as good as no option.
+        source: The file, for places.
+        path: Where it stands.
+        folder: Folder of the YAML.
+        is_whole: Whether these are all options, so that none that is required may be missing.
+    """
     where = source.key_place(path)
+    options = {} if options is None else options
     if not isinstance(options, dict):
         message = f"the options of '{name}': expected a section, got {kind_of(options)}"
         place = source.place(path)
         return None, [ConfigError(message, where=place, hint=_FORM, code="wrong-type")]
     try:
         kind = registry.load_pass(name, base=folder, where=where)
-        errors = _option_errors(kind, name, options, source=source, path=path)
+        errors = _option_errors(kind, name, options, source=source, path=path, is_whole=is_whole)
         spec = PassSpec(name, _frozen_options(options), where, _file_digest(name, folder))
-        if not errors:
+        if not errors and is_whole:
             _build(spec, folder=folder)
     except CompilerError as error:
         return None, [error]
@@ -159,6 +184,7 @@ def _option_errors(
     *,
     source: Source,
     path: YamlPath,
+    is_whole: bool,
 ) -> list[CompilerError]:
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     types = _option_types(kind, name, where=source.key_place(path))
@@ -173,7 +199,7 @@ def _option_errors(
         except ValidationError as error:
             errors += config_errors(error, source, (*path, option))
     required = (f.name for f in fields.values() if _is_required(f))
-    for option in (option for option in required if option not in options):
+    for option in (option for option in required if is_whole and option not in options):
         message = f"pass '{name}' needs the option '{option}'"
         hint = f"write `{name}: {{{option}: ...}}`"
         errors.append(

@@ -41,7 +41,6 @@ NOT_SUPPORTED_YET: tuple[Limit, ...] = (
     Limit("workspace.work_dir", (None,), "leave it out"),
     Limit("workspace.env_recheck", (None,), "leave it out"),
     Limit("workspace.pyenv", (None,), "leave it out"),
-    Limit("verify", ("off", "structure"), "supported: off, structure"),
 )
 
 

@@ -257,4 +257,4 @@ class Document(Section):
     dataset: Dataset = Dataset()
     workspace: Workspace = Workspace()
     compare: CompareSection = CompareSection()
-    verify: Verify = "structure"
+    verify: Verify = "probe"

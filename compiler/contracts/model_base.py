@@ -66,16 +66,25 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def probe_config(
-        self, config: Mapping[str, object], *, window: int, context: int
+        self,
+        config: Mapping[str, object],
+        *,
+        window: int,
+        context: int,
+        model_window: int,
+        model_context: int,
     ) -> dict[str, object]:
         """The configuration of the probe: the same layers, kinds and names at small widths.
 
         Passes must do to the probe what they do to the model, so whatever decides a graph's form
-        (grouped or single key heads, a vocabulary that is no multiple of 16, a length on this or
-        that side of `context`) is as in the original.
+        (grouped or single key heads, a vocabulary that is no multiple of 16) is as in the original.
+        Lengths that positions may pass (a sliding window, what the rotary was trained at) lie on
+        the same side of the probe's window and context as they did of the model's.
 
         Args:
             config: A configuration without violations.
             window: The probe's prefill window, in place of the model's.
             context: The probe's context.
+            model_window: The model's prefill window.
+            model_context: The model's context; its window where there is no decode.
         """

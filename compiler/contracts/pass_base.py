@@ -23,17 +23,30 @@ class Contract:
     """What a pass promises about the numbers that leave the graph.
 
     Attributes:
-        kind: `exact` (equal to the bit), `close` (within rtol and atol), or `changes`
-            (the named outputs mean something else; `adapt_outputs` states what they must equal).
-        rtol: Relative tolerance of `close` and `changes`.
-        atol: Absolute tolerance of `close` and `changes`.
+        kind: `exact` (equal to the bit), `close` (within rtol and atol), `rounds` (within atol,
+            and in float64, where nothing is rounded, within 1e-9), or `changes` (the named outputs
+            mean something else; `adapt_outputs` states what they must equal).
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
         outputs: The outputs that `changes` names.
     """
 
-    kind: Literal["exact", "close", "changes"]
+    kind: Literal["exact", "close", "rounds", "changes"]
     rtol: float = 0.0
     atol: float = 0.0
     outputs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tolerance = f"rtol={self.rtol:g}, atol={self.atol:g}"
+        match self.kind:
+            case "exact":
+                return "exact"
+            case "close":
+                return f"close({tolerance})"
+            case "rounds":
+                return f"rounds(atol={self.atol:g})"
+            case "changes":
+                return f"changes({', '.join(self.outputs)}; {tolerance})"
 
     @staticmethod
     def exact() -> "Contract":
@@ -44,6 +57,11 @@ class Contract:
     def close(rtol: float, atol: float) -> "Contract":
         """The same value by another order of arithmetic."""
         return Contract("close", rtol=rtol, atol=atol)
+
+    @staticmethod
+    def rounds(atol: float) -> "Contract":
+        """The same arithmetic in a narrower type: all that differs is rounding."""
+        return Contract("rounds", atol=atol)
 
     @staticmethod
     def changes(*outputs: str, rtol: float = 1e-5, atol: float = 1e-5) -> "Contract":
@@ -69,12 +87,25 @@ class PassReport:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One pass on one phase, as the build reports it and the manifest keeps it."""
+    """One pass on one phase, as the build reports it; the manifest keeps all but the errors.
+
+    Attributes:
+        name: The pass.
+        phase: The phase.
+        rewrites: How many it made.
+        skips: What it declined.
+        error: Largest absolute difference that it made to an output of the probe; None where
+            numbers were not checked.
+        float64_error: Largest absolute difference of the probe's outputs from the traced graph's
+            in float64, after the pass.
+    """
 
     name: str
     phase: Phase
     rewrites: int
     skips: tuple[Skip, ...]
+    error: float | None = None
+    float64_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +151,22 @@ class Pass(ABC):
 
         Raises:
             PassError: The inputs lie outside the pass's domain.
+        """
+        del program
+        return dict(old)
+
+    def adapt_weights(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
+        """The weights with which the graph before the pass does what `program`, after it, does.
+
+        For a pass that rounds weights: its contract then speaks of its own arithmetic, and is kept
+        or broken whatever the rounding costs. The graph before the pass is run on these values.
+
+        Args:
+            old: The parameters of the graph before the pass, by name, as it takes them.
+            program: The graph after the pass.
+
+        Returns:
+            The same names, shapes and dtypes.
         """
         del program
         return dict(old)

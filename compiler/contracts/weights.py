@@ -6,6 +6,14 @@ does not grow with the model:
 
     cast(transpose(source("model.layers.0.mlp.up_proj.weight", (16, 8), "bfloat16")), "float32")
 
+An int8 weight is two expressions over one matrix W, whose rows are the output channels: `scale(W)`,
+float32 [rows], and `quantize(W)`, int8 [rows, columns], with W close to scale * quantized:
+
+    scale = absmax of the row / 127         quantized = round(W / scale), half to even
+
+Both are computed in float32. A row whose scale would be zero or subnormal (absmax below 1.5e-36) is
+zeros with the scale 1. NaN and infinity have no int8: evaluating them is a CheckpointError.
+
 Two parameters with equal `key` are the same bytes and are stored once.
 """
 
@@ -17,6 +25,8 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
+from compiler.contracts.int8_scales import int8_scales
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -96,11 +106,11 @@ class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `transpose`, `cast`, `concat` or `slice`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize` or `scale`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
-        attributes: The tensor's name (source), the axis and bounds (slice).
+        attributes: The tensor's name (source), the shape (zeros), the axis and bounds (slice).
     """
 
     op: str
@@ -114,7 +124,7 @@ class Weight:
         """The expression as text: `cast(model.norm.weight, bfloat16)`."""
         if self.op == "source":
             return str(self.attributes[0])
-        dtype = (self.dtype,) if self.op == "cast" else ()
+        dtype = (self.dtype,) if self.op in ("cast", "zeros") else ()
         parts = [operand.key for operand in self.operands]
         return f"{self.op}({', '.join([*parts, *map(str, self.attributes + dtype)])})"
 
@@ -136,11 +146,19 @@ def source(name: str, shape: tuple[int, ...], dtype: str) -> Weight:
     return Weight("source", tuple(shape), dtype, attributes=(name,))
 
 
+def zeros(shape: tuple[int, ...], dtype: str) -> Weight:
+    """Zeros, which no checkpoint holds: padding, joined to what it pads by `concat`."""
+    assert dtype in DTYPES, f"zeros of dtype {dtype}"
+    return Weight("zeros", tuple(shape), dtype, attributes=tuple(shape))
+
+
 def transpose(operand: Weight) -> Weight:
-    """[a, b] -> [b, a]; a transpose of a transpose is the operand."""
+    """[a, b] -> [b, a]; a transpose of a transpose, cast or not, is what was transposed."""
     assert len(operand.shape) == 2, f"transpose of {operand.shape}"
     if operand.op == "transpose":
         return operand.operands[0]
+    if operand.op == "cast" and operand.operands[0].op == "transpose":
+        return cast(transpose(operand.operands[0]), operand.dtype)
     return Weight("transpose", operand.shape[::-1], operand.dtype, (operand,))
 
 
@@ -148,8 +166,13 @@ def cast(operand: Weight, dtype: str) -> Weight:
     """To another float type, rounding to nearest even.
 
     To its own dtype it is the operand; a cast of a widening to float32 skips it, which is exact.
+    A cast of a concat is a concat of casts, each of which may come to nothing.
     """
     assert dtype in DTYPES, f"cast to {dtype}"
+    if operand.op == "concat":
+        return concat([cast(part, dtype) for part in operand.operands])
+    if operand.op == "zeros":
+        return zeros(operand.shape, dtype)
     if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
         operand = operand.operands[0]
     return operand if operand.dtype == dtype else Weight("cast", operand.shape, dtype, (operand,))
@@ -170,11 +193,43 @@ def cut(operand: Weight, axis: int, start: int, stop: int) -> Weight:
     return Weight("slice", shape, operand.dtype, (operand,), (axis, start, stop))
 
 
+def quantize(operand: Weight, *, axis: int) -> Weight:
+    """int8 of `operand`'s shape, symmetric with one scale for each index of `axis`.
+
+    Args:
+        operand: A matrix of floats.
+        axis: Of the output channels: 0 for [out, in], 1 for [in, out].
+    """
+    if axis == 1:
+        return transpose(quantize(transpose(operand), axis=0))
+    return _by_channel("quantize", operand)
+
+
+def scale(operand: Weight, *, axis: int) -> Weight:
+    """The float32 scales of `quantize(operand, axis=axis)`, one for each output channel."""
+    return _by_channel("scale", operand if axis == 0 else transpose(operand))
+
+
+def _by_channel(op: str, operand: Weight) -> Weight:
+    """A row depends on no other row: parts are quantized each, and widening changes nothing."""
+    assert len(operand.shape) == 2, f"{op} of {operand.shape}"
+    assert operand.dtype in ("float32", *_NARROW), f"{op} of {operand.dtype}"
+    if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
+        operand = operand.operands[0]
+    if operand.op == "concat":
+        return concat([_by_channel(op, part) for part in operand.operands])
+    if op == "scale":
+        return Weight(op, operand.shape[:1], "float32", (operand,))
+    return Weight(op, operand.shape, "int8", (operand,))
+
+
 def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
     """Rows `start:stop` of the first axis of `weight`, [stop - start, *shape[1:]]."""
     match weight.op:
         case "source":
             return read(str(weight.attributes[0]), start, stop)
+        case "zeros":
+            return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
         case "cast":
             with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
                 return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])
@@ -189,6 +244,8 @@ def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
                 return rows(weight.operands[0], read, start + low, stop + low)
             block = rows(weight.operands[0], read, start, stop)
             return block[(slice(None),) * axis + (slice(low, high),)]
+        case "quantize" | "scale":
+            return _quantized_rows(weight, read, start, stop)
         case _:
             raise AssertionError(f"weight operator {weight.op}")
 
@@ -215,3 +272,18 @@ def _concat_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.n
             found.append(rows(part, read, low, high))
         base += part.shape[0]
     return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
+    """Rows of `quantize` or `scale`: float32 of a quarter of a chunk at a time."""
+    (operand,) = weight.operands
+    result = np.empty((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
+    float_bytes = operand.shape[1] * DTYPES["float32"].itemsize
+    step = max(1, CHUNK_BYTES // 4 // float_bytes)
+    for low in range(start, stop, step):
+        high = min(low + step, stop)
+        block = rows(operand, read, low, high).astype(np.float32, copy=False)
+        scales = int8_scales(block, tensors=operand.sources(), first_row=low)
+        found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
+        result[low - start : high - start] = found
+    return result

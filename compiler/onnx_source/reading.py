@@ -35,6 +35,7 @@ class OnnxSource:
         parameters: Those weights by name: float32 tensors of one or two axes.
         signature: What the other inputs and the outputs are.
         files: The .onnx and its data files, sorted.
+        is_fixed: Whether the file itself fixes the number of tokens.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class OnnxSource:
     parameters: Mapping[str, Initializer]
     signature: Signature
     files: tuple[Path, ...]
+    is_fixed: bool
 
 
 def read_source(path: Path, *, tokens: int) -> OnnxSource:
@@ -65,6 +67,7 @@ def read_source(path: Path, *, tokens: int) -> OnnxSource:
     graph = gs.import_onnx(model)
     _inline_constants(path, graph)
     signature = recognise_signature(graph, parameters, path)
+    is_fixed = isinstance(list(signature.ids.shape or ())[-1], int)
     bind_lengths(signature, tokens, path)
     graph.opset = opset
     expand(graph, _kinds(path, graph), path)
@@ -74,7 +77,7 @@ def read_source(path: Path, *, tokens: int) -> OnnxSource:
         for tensor in node.outputs:
             if not any(tensor is output for output in graph.outputs):
                 tensor.shape = tensor.dtype = None
-    return OnnxSource(path, tidy(graph), parameters, signature, files)
+    return OnnxSource(path, tidy(graph), parameters, signature, files, is_fixed)
 
 
 def _checked_opset(path: Path, model: onnx.ModelProto) -> int:

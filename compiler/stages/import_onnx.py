@@ -9,8 +9,9 @@ is read off the graph; config.json beside the file, where there is one, names th
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -20,6 +21,7 @@ from compiler.contracts.errors import CheckpointError
 from compiler.contracts.program import Phase, Program, ProgramSet, tidy
 from compiler.contracts.weights import CheckpointRef, StoredTensor, source, transpose
 from compiler.hashing import remembered_sha256
+from compiler.numerics.probe import ProbeModel, probe_lengths, random_rows
 from compiler.onnx_source import (
     OnnxSource,
     Roles,
@@ -29,6 +31,23 @@ from compiler.onnx_source import (
     recognise_roles,
 )
 
+# Module -> what its (outputs, inputs) are as wide as; heads keep their width.
+_MODULES = {
+    "model.embed_tokens": ("vocabulary", "hidden"),
+    "lm_head": ("vocabulary", "hidden"),
+    "model.norm": ("hidden",),
+    "input_layernorm": ("hidden",),
+    "post_attention_layernorm": ("hidden",),
+    "self_attn.q_proj": ("heads", "hidden"),
+    "self_attn.k_proj": ("heads", "hidden"),
+    "self_attn.v_proj": ("heads", "hidden"),
+    "self_attn.o_proj": ("hidden", "heads"),
+    "mlp.gate_proj": ("inner", "hidden"),
+    "mlp.up_proj": ("inner", "hidden"),
+    "mlp.down_proj": ("hidden", "inner"),
+}
+_LAYER = re.compile(r"^model\.layers\.\d+\.")
+_PROBE_HIDDEN, _PROBE_INNER = 24, 40
 CONFIG_FILE = "config.json"
 # The name of the model where no config.json has one.
 MODEL_TYPE = "onnx"
@@ -128,6 +147,69 @@ def import_onnx(
     )
 
 
+def probe_onnx(path: Path, *, window: int, context: int | None) -> ProbeModel:
+    """The file's graphs at a small residual width, vocabulary and MLP, with random weights.
+
+    Heads keep their number and width, which constants of the graph spell; every node, constant and
+    name is the file's. A graph with other weights than a decoder's keeps all its widths.
+
+    Args:
+        path: The .onnx file.
+        window: Prefill window of the model.
+        context: KV cache positions of the model; None without decode.
+    """
+    named = _named(path, tokens=window)
+    lengths = (window, context) if named.source.is_fixed else probe_lengths(window, context)
+    shapes = _probe_shapes(named)
+    tensors = {name: replace(one, shape=shapes[name]) for name, one in named.parameters.values()}
+    checkpoint = CheckpointRef(path.parent, {}, tensors, digest="probe")
+    programs = import_onnx(path, checkpoint, window=lengths[0], context=lengths[1])
+    (vocabulary, _) = shapes["model.embed_tokens.weight"]
+    for program in programs:
+        logits = program.graph.outputs[0]
+        logits.shape = [*logits.shape[:-1], _head_width(program)]
+    return ProbeModel(programs, random_rows(tensors), vocabulary)
+
+
+def _head_width(program: Program) -> int:
+    return program.weights["lm_head.weight"].shape[1]
+
+
+def _probe_shapes(named: _Named) -> dict[str, tuple[int, ...]]:
+    """Shapes of the probe's tensors: as they are, but for the widths that no constant spells."""
+    config = _config(named)
+    stored = dict(named.parameters.values())
+    shapes = {name: one.shape for name, one in stored.items()}
+    known = {f"{module}.{kind}" for module in _MODULES for kind in ("weight", "bias")}
+    names = {_LAYER.sub("", name) for name in shapes}
+    if not names <= known:
+        return shapes
+    hidden, inner, vocabulary = (
+        config[key] for key in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    assert isinstance(vocabulary, int), "read off the logits"
+    cut = {"hidden": _PROBE_HIDDEN, "inner": _PROBE_INNER, "vocabulary": 32 + vocabulary % 16}
+    sizes = {"hidden": hidden, "inner": inner, "vocabulary": vocabulary}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        axes = _MODULES[_LAYER.sub("", name).rpartition(".")[0]]
+        out, into = ((*axes, axes[-1]) if len(axes) == 1 else axes)[:2]
+        is_turned = _is_turned(named, name)
+        order = (out, into) if is_turned or name == "model.embed_tokens.weight" else (into, out)
+        spelled = order if len(shape) == 2 else (out,)
+        found[name] = tuple(
+            min(cut[kind], size) if kind in cut and sizes[kind] == size else size
+            for kind, size in zip(spelled, shape, strict=True)
+        )
+    return found
+
+
+def _is_turned(named: _Named, name: str) -> bool:
+    """Whether a linear reads its weight through a Transpose."""
+    module = name.rpartition(".")[0]
+    return any(node.name == f"{module}/Transpose" for node in named.source.graph.nodes)
+
+
 def _named(path: Path, *, tokens: int) -> _Named:
     read = read_source(path, tokens=tokens)
     positions = positions_as_input(read.graph, read.signature, tokens=tokens, path=path)
@@ -140,6 +222,9 @@ def _program(
     path: Path, checkpoint: CheckpointRef, phase: Phase, *, tokens: int, context: int
 ) -> Program:
     named = _named(path, tokens=tokens)
+    for tensor in named.source.graph.inputs:
+        if tensor.name in named.parameters:
+            tensor.shape = list(checkpoint.tensors[named.parameters[tensor.name][0]].shape)
     program = Program(
         phase=phase,
         graph=named.source.graph,
@@ -147,7 +232,7 @@ def _program(
         context=context,
         layers=len(named.roles.layers),
         weights={
-            name: source(tensor, stored.shape, stored.dtype)
+            name: source(tensor, checkpoint.tensors[tensor].shape, stored.dtype)
             for name, (tensor, stored) in named.parameters.items()
         },
         checkpoint_tensors={name: one.shape for name, one in checkpoint.tensors.items()},

@@ -2,31 +2,30 @@
 
 The order is checked before anything runs. After each pass and phase: the skeleton is valid ONNX,
 names are unique, the graph is acyclic, the signature changed only where the pass declares it, the
-report agrees with what changed, and every invariant registered so far still holds.
+report agrees with what changed, the expected number of places was rewritten, and every invariant
+registered so far still holds. Where there is a probe, the pass did the same to it, and the probe's
+numbers keep the pass's contract.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 
-from compiler.contracts.errors import CompilerError, PassError, raise_all
+from compiler.contracts.errors import CheckFailed, CompilerError, PassError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassRecord, PassReport
 from compiler.contracts.program import PHASES, Phase, Program, ProgramSet, TensorSpec
 from compiler.contracts.progress import Progress
+from compiler.numerics.isomorphism import difference
+from compiler.numerics.measured_pass import Measured, MeasuredPhase
+from compiler.numerics.probe import ProbeModel
+from compiler.pass_order import PlannedPass, check_order
 
 Specs = tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class PlannedPass:
-    """A pass and the place that asked for it: `model.yaml:9:3`, the default's or target's name."""
-
-    rewrite: Pass
-    place: str
+_AT_FAULT = "the pass is at fault: report it to its author"
 
 
 @dataclass(frozen=True)
@@ -40,47 +39,23 @@ class Rewritten:
 
 @dataclass
 class _PhaseState:
-    """What the driver remembers of one phase between passes."""
+    """What the driver remembers of one phase between passes.
+
+    Attributes:
+        program: The real program.
+        model: Its ONNX bytes after the latest pass.
+        invariants: Those registered so far.
+        probe: The program that is measured; the real one itself with `verify: model`.
+        numbers: Its numbers.
+        measured: What they said after the latest pass.
+    """
 
     program: Program
     model: bytes
     invariants: list[Invariant] = field(default_factory=list)
-
-
-def check_order(passes: Sequence[PlannedPass]) -> None:
-    """Refuse an order in which a pass lacks what it requires, or stands before what it follows.
-
-    Raises:
-        PassError: Every violation, each with the place that asked for the pass.
-    """
-    errors: list[CompilerError] = []
-    names = [planned.rewrite.name for planned in passes]
-    for index, planned in enumerate(passes):
-        name, place = planned.rewrite.name, planned.place
-        earlier = set(names[:index])
-        errors += [
-            PassError(
-                f"pass '{name}' needs '{required}' before it",
-                where=place,
-                hint=f"put '{required}' above '{name}'",
-                code="pass-order",
-            )
-            for required in planned.rewrite.required()
-            if required not in earlier
-        ]
-        errors += [
-            PassError(
-                f"pass '{name}' must stand after '{other}'",
-                where=place,
-                hint=f"move '{name}' below '{other}'",
-                code="pass-order",
-            )
-            for other in planned.rewrite.after
-            if other in names[index + 1 :]
-            and other not in earlier
-            and other not in planned.rewrite.required()
-        ]
-    raise_all(errors)
+    probe: Program | None = None
+    numbers: MeasuredPhase | None = None
+    measured: Measured | None = None
 
 
 def rewrite(
@@ -88,6 +63,7 @@ def rewrite(
     passes: Sequence[PlannedPass],
     *,
     is_verified: bool = True,
+    probe: ProbeModel | None = None,
     progress: Progress | None = None,
 ) -> Rewritten:
     """Run the passes in order on each of their phases, checking after each.
@@ -95,15 +71,17 @@ def rewrite(
     Args:
         programs: The traced programs; rewritten in place.
         passes: In order, the target's last.
-        is_verified: Without it only the order is checked (`verify: off`).
+        is_verified: Without it only order and expected counts are checked (`verify: off`).
+        probe: What numbers are measured on; None measures none. Its programs may be `programs`.
         progress: Told of each finished pass.
 
     Raises:
         PassError: A pass broke the structure, its declaration or an invariant; names pass and node.
+        CheckFailed: A pass left its numeric contract, or fired more or less often than expected.
     """
     check_order(passes)
     states: dict[Phase, _PhaseState] = {
-        phase: _entered(program) for phase, program in programs.programs.items()
+        phase: _entered(program, probe) for phase, program in programs.programs.items()
     }
     snapshots = {snapshot_name(phase, 0, "trace"): state.model for phase, state in states.items()}
     records: list[PassRecord] = []
@@ -113,8 +91,7 @@ def rewrite(
             if phase not in planned.rewrite.phases:
                 continue
             state = states[phase]
-            report = _run(planned, state, is_verified=is_verified)
-            records.append(PassRecord(name, phase, len(report.rewrites), report.skips))
+            records.append(_run(planned, state, is_verified=is_verified))
             snapshots[snapshot_name(phase, number, name)] = state.model
         if progress is not None:
             progress.update(number, len(passes), "passes")
@@ -126,37 +103,117 @@ def snapshot_name(phase: Phase, number: int, name: str) -> str:
     return Path(phase, f"{number:02d}-{name}.onnx").as_posix()
 
 
-def _entered(program: Program) -> _PhaseState:
+def _entered(program: Program, probe: ProbeModel | None) -> _PhaseState:
     model = program.model()
     problem = _invalid(program, model)
     assert problem is None, f"the traced {program.phase} graph is invalid: {problem}"
-    return _PhaseState(program, model.SerializeToString(deterministic=True))
+    state = _PhaseState(program, model.SerializeToString(deterministic=True))
+    if probe is not None:
+        state.probe = probe.programs.programs[program.phase]
+        state.numbers = MeasuredPhase(
+            state.probe,
+            probe.read,
+            vocabulary=probe.vocabulary,
+            has_float64=state.probe is not program,
+        )
+        state.measured = state.numbers.at_start
+        problem = difference(program, state.probe)
+        assert problem is None, f"the {program.phase} graph differs from its probe: {problem}"
+    return state
 
 
-def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> PassReport:
+def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> PassRecord:
     rewriting, program = planned.rewrite, state.program
-    signature = (program.inputs(), program.outputs())
+    before, signature = state.model, (program.inputs(), program.outputs())
+    known = _names(program)
     state.invariants += rewriting.invariants(program)
     report = rewriting.run(program)
     program.prune_parameters()
     model = program.model()
-    data = model.SerializeToString(deterministic=True)
-    problem = None
+    state.model = model.SerializeToString(deterministic=True)
     if is_verified:
         problem = (
             _structure_problem(program, model)
             or _signature_problem(rewriting, signature, program)
-            or _report_problem(report, is_changed=data != state.model)
+            or _report_problem(report, known | _names(program), is_changed=state.model != before)
             or _invariant_problem(state)
         )
+        if problem is not None:
+            raise PassError(
+                f"{_said(planned, program)}: {problem}", where=planned.place, hint=_AT_FAULT
+            )
+    _check_expected(planned, report, program)
+    measured = _measure(planned, state, report, is_changed=state.model != before)
+    return PassRecord(
+        rewriting.name,
+        program.phase,
+        len(report.rewrites),
+        report.skips,
+        error=None if measured is None else measured.error,
+        float64_error=None if measured is None else measured.float64_error,
+    )
+
+
+def _measure(
+    planned: PlannedPass, state: _PhaseState, report: PassReport, *, is_changed: bool
+) -> Measured | None:
+    """Do the same to the probe, and hold its numbers to the contract."""
+    if state.probe is None or state.numbers is None or state.measured is None:
+        return None
+    try:
+        if state.probe is not state.program:
+            _follow_on_probe(planned.rewrite, state, report)
+        if is_changed:
+            state.measured = state.numbers.follow(planned.rewrite, state.probe)
+            return state.measured
+    except CompilerError as error:
+        where = ": ".join(part for part in (planned.place, error.where) if part)
+        message = f"{_said(planned, state.program)}: {error.message}"
+        hint = error.hint or _AT_FAULT
+        raise type(error)(message, where=where, hint=hint, code=error.code) from error
+    return Measured(0.0, state.measured.float64_error)
+
+
+def _follow_on_probe(rewriting: Pass, state: _PhaseState, report: PassReport) -> None:
+    """Run the pass on the probe; it must rewrite and decline the same nodes in the same way."""
+    assert state.probe is not None, "only a phase with a probe is followed"
+    probed = rewriting.run(state.probe)
+    state.probe.prune_parameters()
+    for what, ones, others in (
+        ("rewrites", report.rewrites, probed.rewrites),
+        ("declines", [s.node for s in report.skips], [s.node for s in probed.skips]),
+    ):
+        names = sorted({*ones} ^ {*others})
+        if names:
+            only = "the model" if names[0] in ones else "the probe"
+            raise PassError(
+                f"{what} {names[0]} in {only} alone, so that the probe's numbers say nothing of it",
+                code="probe-differs",
+                hint="a pass must not decide by sizes",
+            )
+    problem = difference(state.program, state.probe)
     if problem is not None:
         raise PassError(
-            f"pass '{rewriting.name}' on {program.phase}: {problem}",
-            where=planned.place,
-            hint="the pass is at fault: report it to its author",
+            f"did not do the same to the probe: {problem}",
+            code="probe-differs",
+            hint="a pass must not decide by sizes",
         )
-    state.model = data
-    return report
+
+
+def _said(planned: PlannedPass, program: Program) -> str:
+    return f"pass '{planned.rewrite.name}' on {program.phase}"
+
+
+def _check_expected(planned: PlannedPass, report: PassReport, program: Program) -> None:
+    expected = planned.expected
+    problem = None if expected is None else expected.unmet(report, program.layers)
+    if problem is not None:
+        raise CheckFailed(
+            f"{_said(planned, program)}: {problem}",
+            where=planned.place,
+            hint="mend what the pass declines, or change its count under `expect:`",
+            code="pass-expectation",
+        )
 
 
 def _structure_problem(program: Program, model: onnx.ModelProto) -> str | None:
@@ -176,12 +233,20 @@ def _signature_problem(
     return None
 
 
-def _report_problem(report: PassReport, *, is_changed: bool) -> str | None:
+def _report_problem(report: PassReport, known: Collection[str], *, is_changed: bool) -> str | None:
+    """What the report says of another graph; `known` are names before and after the pass."""
     if report.rewrites and not is_changed:
         return f"reports {len(report.rewrites)} rewrites, but the graph is unchanged"
     if is_changed and not report.rewrites:
         return "reports no rewrite, but the graph changed"
-    return None
+    unknown = next((name for name in report.rewrites if name not in known), None)
+    return None if unknown is None else f"reports {unknown!r}, which no node or tensor is called"
+
+
+def _names(program: Program) -> set[str]:
+    """Names of nodes and of what they make."""
+    nodes = program.graph.nodes
+    return {name for node in nodes for name in (node.name, *(t.name for t in node.outputs))}
 
 
 def _invariant_problem(state: _PhaseState) -> str | None:

@@ -64,12 +64,13 @@ def build(
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), ())
     with clock.stage("trace"):
-        programs = traced(config, checkpoint)
+        found = traced(config, checkpoint)
     with clock.stage("rewrite"):
         rewritten = rewrite(
-            programs,
+            found.programs,
             plan.passes,
             is_verified=config.verify != "off",
+            probe=found.probe,
             progress=clock.progress,
         )
         check_space(destination, rewritten.programs.stored_bytes())
@@ -126,6 +127,12 @@ def _module(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
     )
 
 
+def _kept(record: PassRecord) -> dict[str, object]:
+    """What the manifest keeps of a record: errors depend on the machine that measured them."""
+    measured = ("error", "float64_error")
+    return {key: value for key, value in asdict(record).items() if key not in measured}
+
+
 def _draft(
     config: BuildConfig,
     checkpoint: CheckpointRef,
@@ -149,7 +156,7 @@ def _draft(
         context=config.frontend.shape.context_or_window,
         vocabulary=int(logits.shape[-1]),
         modules=tuple(modules),
-        passes=tuple(asdict(record) for record in rewritten.records),
+        passes=tuple(_kept(record) for record in rewritten.records),
         tools=plan.tools,
         snapshots=rewritten.snapshots,
         merge_params=config.backend.merge_params,

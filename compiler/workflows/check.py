@@ -95,8 +95,9 @@ def check(config: BuildConfig) -> CheckResult:
 def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     checkpoint = locate(config, progress=Progress(), is_hashed=False)
     decided = plan_build(config, checkpoint)
+    found = traced(config, checkpoint)
     rewritten = rewrite(
-        traced(config, checkpoint), decided.passes, is_verified=config.verify != "off"
+        found.programs, decided.passes, is_verified=config.verify != "off", probe=found.probe
     )
     programs = rewritten.programs
     disk_bytes = programs.stored_bytes()

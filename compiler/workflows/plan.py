@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler import registry
-from compiler.config import BuildConfig, build_passes
+from compiler.config import BuildConfig
 from compiler.contracts.errors import CompilerError, CompilerErrors, MachineLacks, raise_all
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import PassChoice, Target
+from compiler.contracts.target_base import Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import sha256_of
+from compiler.numerics.probe import ProbeModel, probe_checkpoint, probe_lengths, random_rows
+from compiler.pass_order import PlannedPass
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
-from compiler.stages.import_onnx import import_onnx, locate_onnx, onnx_file
-from compiler.stages.rewrite import PlannedPass, check_order
+from compiler.stages.import_onnx import import_onnx, locate_onnx, onnx_file, probe_onnx
 from compiler.stages.trace import trace
 from compiler.text import TOKENIZER_FILES
+from compiler.workflows.pass_plan import planned_passes
 from compiler.workflows.processes import run_isolated
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
@@ -79,9 +81,9 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
         *target.constraints(options, checkpoint.config),
         *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(target)),
     ]
-    passes = (*_declared(config), *_added(target.passes(options), target.name))
+    passes: tuple[PlannedPass, ...] = ()
     try:
-        check_order(passes)
+        passes = planned_passes(config, target.passes(options), target=target.name)
     except CompilerErrors as several:
         errors += several.errors
     except CompilerError as error:
@@ -105,40 +107,62 @@ def _lacks(target: Target) -> tuple[str, ...]:
     return () if probe.can_build else probe.missing
 
 
-def _declared(config: BuildConfig) -> tuple[PlannedPass, ...]:
-    built = build_passes(config.pass_list, folder=config.path.parent)
-    return tuple(
-        PlannedPass(one, spec.place) for one, spec in zip(built, config.pass_list, strict=True)
-    )
+@dataclass(frozen=True)
+class Traced:
+    """The two programs as traced, and what passes are measured on; None where they are not."""
+
+    programs: ProgramSet
+    probe: ProbeModel | None
 
 
-def _added(choices: Sequence[PassChoice], target: str) -> tuple[PlannedPass, ...]:
-    place = f"target {target}"
-    return tuple(
-        PlannedPass(registry.load_pass(choice.name, where=place)(**choice.options), place)
-        for choice in choices
-    )
-
-
-def traced(config: BuildConfig, checkpoint: CheckpointRef) -> ProgramSet:
-    """The two programs as traced, by a child process that takes torch's memory with it.
-
-    An .onnx file is imported without torch, here.
-    """
-    shape = config.frontend.shape
+def traced(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
+    """Trace in a child process that takes torch's memory with it, the probe as well if wanted."""
     if config.frontend.type == "onnx":
-        file = _onnx_file(config)
-        return import_onnx(file, checkpoint, window=shape.window, context=shape.context)
-    return run_isolated(trace_checkpoint, checkpoint, shape.window, shape.context)
+        return _imported(config, checkpoint)
+    shape, family = config.frontend.shape, family_of(checkpoint)
+    jobs = [(checkpoint, shape.window, shape.context)]
+    small: CheckpointRef | None = None
+    if config.verify == "probe":
+        small = probe_checkpoint(family, checkpoint, window=shape.window, context=shape.context)
+        jobs.append((small, *probe_lengths(shape.window, shape.context)))
+    programs, *probes = run_isolated(trace_checkpoints, jobs)
+    if small is not None:
+        vocabulary = vocabulary_of(probes[0])
+        return Traced(programs, ProbeModel(probes[0], random_rows(small.tensors), vocabulary))
+    if config.verify == "model":
+        return Traced(programs, ProbeModel(programs, checkpoint.rows, vocabulary_of(programs)))
+    return Traced(programs, None)
+
+
+def _imported(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
+    """The programs of an .onnx file, for which torch is not needed."""
+    shape, file = config.frontend.shape, _onnx_file(config)
+    programs = import_onnx(file, checkpoint, window=shape.window, context=shape.context)
+    if config.verify == "probe":
+        return Traced(programs, probe_onnx(file, window=shape.window, context=shape.context))
+    if config.verify == "model":
+        return Traced(programs, ProbeModel(programs, checkpoint.rows, vocabulary_of(programs)))
+    return Traced(programs, None)
 
 
 def _onnx_file(config: BuildConfig) -> Path:
     return onnx_file(config.checkpoint, config.path.absolute().parent)
 
 
-def trace_checkpoint(checkpoint: CheckpointRef, window: int, context: int | None) -> ProgramSet:
-    """The child's work."""
-    return trace(family_of(checkpoint), checkpoint, window=window, context=context)
+def trace_checkpoints(
+    jobs: Sequence[tuple[CheckpointRef, int, int | None]],
+) -> list[ProgramSet]:
+    """The child's work: each of (checkpoint, window, context)."""
+    return [
+        trace(family_of(checkpoint), checkpoint, window=window, context=context)
+        for checkpoint, window, context in jobs
+    ]
+
+
+def vocabulary_of(programs: ProgramSet) -> int:
+    """Number of logits."""
+    program = next(iter(programs))
+    return int(next(spec for spec in program.outputs() if spec.name == "logits").shape[-1])
 
 
 def _tokenizer_digest(checkpoint: CheckpointRef) -> str:

@@ -67,14 +67,16 @@ def _attention(
     q, keys, values, past, valid = (_bound(builder, value) for value in inputs)
     _, heads, tokens, head_dim = static_shape(q)
     context, kv_heads, _ = static_shape(keys)
-    scale = attributes["scale"]
+    scale, window = attributes["scale"], attributes["window"]
     assert isinstance(scale, float), f"scale is {scale!r}"
+    assert isinstance(window, int), f"window is {window!r}"
     kernel = attention(
         tokens,
         heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         context=context,
+        window=window,
         scale=scale,
         cache_dtype=dtype_of(keys),
         features=features,

@@ -1,5 +1,6 @@
 """`torch`: transformers itself, on the checkpoint, in float32: what all else is held against."""
 
+import copy
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -46,10 +47,17 @@ class TorchTarget(Target):
         """Load the checkpoint in float32 with eager attention.
 
         Raises:
-            TargetError: Given something else than a checkpoint.
+            TargetError: Given something else than a checkpoint, or one that transformers would read
+                otherwise than we do.
         """
         if not isinstance(model, CheckpointRef):
             raise TargetError(f"target '{self.name}' opens checkpoints, not {type(model).__name__}")
+        if model.config.get("use_logn_attn"):
+            raise TargetError(
+                "transformers has no LogN attention scaling",
+                where=f"{model.path / 'config.json'}: use_logn_attn",
+                hint="it can be no reference for this model; compare two other targets",
+            )
         return TorchRunner(model, threads=threads)
 
 
@@ -73,9 +81,14 @@ class TorchRunner(Runner):
             local_files_only=True,
             use_safetensors=True,
         ).eval()
-        self._cache = DynamicCache(config=self._model.config)
-        self.vocabulary = int(self._model.config.vocab_size)
-        self.context = int(self._model.config.max_position_embeddings)
+        self._decoder = self._model.get_decoder()
+        self._rotary = copy.deepcopy(self._decoder.rotary_emb)
+        # Not of the configuration: a sliding layer's would drop what `rewind` goes back to.
+        self._cache = DynamicCache()
+        config = self._model.config
+        self.vocabulary = int(config.vocab_size)
+        stretched = float(config.rope_parameters.get("factor") or 1.0)
+        self.context = int(config.max_position_embeddings * max(stretched, 1.0))
 
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """One forward over the new tokens; the last position's logits."""
@@ -92,3 +105,5 @@ class TorchRunner(Runner):
         super().rewind(length)
         if removed:
             self._cache.crop(-removed)
+        # Of type `dynamic` it would keep the frequencies of the longest sequence so far.
+        self._decoder.rotary_emb = copy.deepcopy(self._rotary)

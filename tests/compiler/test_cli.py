@@ -70,7 +70,7 @@ def errors(output: str) -> list[dict[str, str]]:
     return found["errors"]
 
 
-@pytest.mark.parametrize("verb", ["", "build", "run", "compare", "check"])
+@pytest.mark.parametrize("verb", ["", "build", "run", "compare", "check", "passes"])
 def test_help_imports_nothing_heavy(verb):
     code = (
         "import sys\nfrom compiler.cli import main\n"

@@ -105,8 +105,8 @@ def test_a_minimal_file_and_its_defaults(load, tmp_path):
     assert config.backend.merge_params is True
     shape = config.frontend.shape
     assert (shape.window, shape.context, shape.context_or_window) == (64, 128, 128)
-    assert config.passes is None
-    assert config.verify == "structure"
+    assert config.passes.order is None
+    assert config.verify == "probe"
     assert (config.workspace.path, config.workspace.workers) == ("build", 2)
     assert config.workspace_path == tmp_path / "build"
     assert config.compare.max_abs == 1e-3

@@ -245,12 +245,6 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "write 4, without quotes",
         ),
         (
-            "verify=probe",
-            "not-supported-yet",
-            "verify: probe is not supported yet",
-            "supported: off, structure",
-        ),
-        (
             "backend.compil.x=1",
             "unknown-key",
             "unknown key 'compil' in 'backend'",

@@ -82,13 +82,13 @@ def test_default_passes(load):
     assert names == list(DEFAULT_PASSES)
     sliceless = load(MINIMAL, overrides=("frontend.model_kwargs.insert_slice=false",))
     assert [spec.name for spec in sliceless.pass_list] == list(DEFAULT_PASSES[:-1])
-    assert sliceless.passes is None
+    assert sliceless.passes.order is None
 
 
 def test_passes_with_options(load):
     text = MINIMAL + "passes:\n  - sample: {size: 3, layers: [1, 2]}\n  - sample:\n      size: 4\n"
     config = load(text)
-    assert config.passes == (
+    assert config.passes.order == (
         PassSpec("sample", {"size": 3, "layers": (1, 2)}, "model.yaml:9:5"),
         PassSpec("sample", {"size": 4}, "model.yaml:10:5"),
     )
@@ -104,7 +104,7 @@ def test_passes_with_options(load):
 
 def test_an_empty_list_of_passes_is_no_passes(load):
     config = load(MINIMAL + "passes: []\n")
-    assert config.passes == ()
+    assert config.passes.order == ()
     assert build_passes(config.pass_list, folder=config.path.parent) == ()
 
 

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from compiler.contracts.weights import DTYPES, CheckpointRef, StoredTensor, source
+from compiler.contracts.errors import CheckpointError
+from compiler.contracts.weights import (
+    DTYPES,
+    CheckpointRef,
+    StoredTensor,
+    quantize,
+    source,
+    transpose,
+)
 from compiler.params_file import params_layout, write_params
 
 
@@ -64,3 +72,18 @@ def test_every_dtype_is_written_as_it_is(tmp_path: Path, dtype: str) -> None:
     assert sum(counts) == path.stat().st_size == layout.nbytes
     with safe_open(path, "numpy") as opened:
         assert opened.get_slice("w").get_shape() == [13, 3]
+
+
+def test_a_weight_that_has_no_int8_is_named(tmp_path: Path) -> None:
+    matrix = np.ones((5, 4), np.float32)
+    matrix[3, 1] = np.nan
+    file = tmp_path / "weights.bin"
+    file.write_bytes(matrix.tobytes())
+    stored = StoredTensor(file, offset=0, shape=matrix.shape, dtype="float32")
+    checkpoint = CheckpointRef(tmp_path, {}, {"up.weight": stored}, digest="")
+    codes = transpose(quantize(source("up.weight", matrix.shape, "float32"), axis=0))
+    layout = params_layout({"layer.up": codes})
+    with pytest.raises(CheckpointError) as caught:
+        write_params(tmp_path / "rank0", layout, checkpoint, written=lambda _count: None)
+    assert caught.value.message.startswith("row 3 holds NaN or infinity")
+    assert caught.value.where == "up.weight"

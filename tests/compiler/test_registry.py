@@ -62,17 +62,24 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_built_in_names():
     assert registry.passes() == (
+        "annotate-int8-qdq",
+        "cast-dtype",
         "drop-nan-guard",
+        "eliminate-dead",
         "fold-constants",
         "fold-mask",
         "fold-shapes",
         "fuse-attention",
+        "fuse-gate-up",
+        "fuse-qkv",
         "fuse-rms-norm",
+        "fuse-rotary",
         "fuse-silu-mul",
         "group-queries",
         "insert-strided-slice",
         "keep-qkv-bias",
         "merge-equal",
+        "pad-vocabulary",
         "place-scale",
         "plan-kv-cache",
         "restore-transpose",
@@ -82,7 +89,7 @@ def test_the_built_in_names():
     )
     assert registry.targets() == ("torch", "tvm_llvm")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
-    assert registry.models() == ("llama", "qwen2")
+    assert registry.models() == ("llama", "qwen2", "qwen3")
 
 
 def test_listing_imports_no_plugin():
@@ -118,7 +125,7 @@ def test_a_duplicate_name_names_both_owners(plugins):
 def test_the_same_entry_point_seen_twice_is_no_duplicate(plugins):
     point = ("graphlower.models", "mine", "acme:Mine", "acme")
     plugins(point, point)
-    assert registry.models() == ("llama", "mine", "qwen2")
+    assert registry.models() == ("llama", "mine", "qwen2", "qwen3")
 
 
 def test_an_alias_is_a_name_too(plugins):
@@ -153,7 +160,7 @@ def test_a_plugin_may_fill_a_declared_target(plugins, module):
     ("load", "name", "message", "hint"),
     [
         (registry.load_pass, "fold_maks", "no pass is named 'fold_maks'", "mean 'fold-mask'?"),
-        (registry.load_pass, "zzz", "no pass is named 'zzz'", "possible: drop-nan-guard, fold-"),
+        (registry.load_pass, "zzz", "no pass is named 'zzz'", "fold-constants, fold-mask"),
         (registry.load_target, "lvm", "no target is named 'lvm'", "did you mean 'llvm'?"),
     ],
 )
@@ -168,7 +175,7 @@ def test_an_unknown_model_type_lists_those_that_are_supported():
     with pytest.raises(CheckpointError) as caught:
         registry.load_family("mamba", where="config.json")
     assert caught.value.message == "model_type 'mamba' is not supported"
-    assert caught.value.hint == "supported: llama, qwen2"
+    assert caught.value.hint == "supported: llama, qwen2, qwen3"
     assert caught.value.code == "unsupported-model-type"
 
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_factory import change_config, change_tensors, write_checkpoint
+from family_variants import VARIANTS
+from numpy_model import float64_logits
 from safetensors.torch import load_file
+from traced_models import FAMILIES
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from compiler.contracts.model_base import ModelFamily
 from models.decoder import rotate
-from models.llama import Llama
-from models.qwen2 import Qwen2
 
 VOCABULARY = 80
+_QWEN3 = {"model_type": "qwen3", "hidden": 48, "heads": 6, "kv_heads": 3, "head_dim": 10}
 # The factory's arguments, and keys of config.json that it does not write.
 GRID: Mapping[str, tuple[Mapping[str, object], Mapping[str, object]]] = {
     "mha, tied": ({"hidden": 64, "heads": 4, "kv_heads": 4, "tied": True}, {}),
@@ -38,11 +40,30 @@ GRID: Mapping[str, tuple[Mapping[str, object], Mapping[str, object]]] = {
         {"hidden": 64, "heads": 4, "kv_heads": 2, "model_type": "llama", "tied": True},
         {"attention_bias": True, "mlp_bias": True},
     ),
+    "qwen3 with biases": (
+        {**_QWEN3, "tied": True},
+        {"attention_bias": True, "head_dim": 10},
+    ),
+    **VARIANTS,
+    # Of all layers, and shorter than what is past.
+    "window of two": (
+        _QWEN3,
+        {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 0},
+    ),
+    "dynamic from the first window on": (
+        {"hidden": 64, "heads": 4, "kv_heads": 2},
+        {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 4},
+    ),
+    "dynamic from the second window on": (
+        {"hidden": 64, "heads": 4, "kv_heads": 2},
+        {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 10},
+    ),
 }
+IN_TRANSFORMERS = [name for name in GRID if name != "logn"]
 
 
 def _family(config: Mapping[str, object]) -> ModelFamily:
-    return {"qwen2": Qwen2(), "llama": Llama()}[str(config["model_type"])]
+    return FAMILIES[str(config["model_type"])]
 
 
 def _write(folder: Path, name: str) -> Mapping[str, object]:
@@ -88,7 +109,12 @@ def _cached(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("name", GRID)
+def _from_end(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """A copy, filled up at its beginning to `length` rows."""
+    return torch.nn.functional.pad(rows, (0, 0, length - rows.shape[2], 0), value=9.0).clone()
+
+
+@pytest.mark.parametrize("name", IN_TRANSFORMERS)
 def test_equals_transformers(tmp_path: Path, name: str):
     config = _write(tmp_path, name)
     theirs = AutoModelForCausalLM.from_pretrained(
@@ -103,25 +129,45 @@ def test_equals_transformers(tmp_path: Path, name: str):
     with torch.no_grad():
         cache = DynamicCache(config=theirs.config)
         theirs(ids[:, :cut], past_key_values=cache, use_cache=True)
-        past = [(keys.clone(), values.clone()) for keys, values in _cached(cache)]
+        # A sliding layer's cache keeps its window; what it dropped must not matter.
+        past = [(_from_end(keys, cut), _from_end(values, cut)) for keys, values in _cached(cache)]
+        # Padding would count as tokens where the rotary depends on their number.
         wanted = theirs(
-            ids[:, cut:],
-            attention_mask=mask,
-            position_ids=positions[:, cut:],
+            ids[:, cut:valid],
+            position_ids=positions[:, cut:valid],
             past_key_values=cache,
             use_cache=True,
         ).logits
         logits, present = ours(ids[:, cut:], mask, positions[:, cut:], past)
     assert logits.shape == (1, total - cut, VOCABULARY)
-    torch.testing.assert_close(
-        logits[:, : valid - cut], wanted[:, : valid - cut], rtol=0, atol=1e-5
-    )
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[:, : valid - cut], wanted, rtol=0, atol=1e-5)
     assert len(present) == len(cache.layers) == config["num_hidden_layers"]
     for ours_and_theirs in zip(present, _cached(cache), strict=True):
         for found, expected in zip(*ours_and_theirs, strict=True):
-            torch.testing.assert_close(
-                found[:, :, :valid], expected[:, :, :valid], rtol=0, atol=1e-5
-            )
+            kept = found[:, :, valid - expected.shape[2] : valid]
+            torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [8, 12, 13, 40])
+def test_logn_scaling_equals_float64(tmp_path: Path, length: int):
+    """Up to the trained length of 12, at it, past it, and far past it."""
+    config = _write(tmp_path, "logn")
+    tokens = np.random.default_rng(length).integers(0, VOCABULARY, length).tolist()
+    stored = {k: v.numpy() for k, v in load_file(tmp_path / "model.safetensors").items()}
+    numbers = {key: number for key, number in config.items() if isinstance(number, int | float)}
+    wanted = float64_logits(numbers, stored, tokens, logn_length=12)
+    ours = _ours(tmp_path, config)
+    empty = [(torch.zeros(1, 2, 0, 16), torch.zeros(1, 2, 0, 16))] * 2
+    with torch.no_grad():
+        logits, _ = ours(
+            torch.tensor([tokens]), torch.ones(1, length).long(), torch.arange(length)[None], empty
+        )
+    np.testing.assert_allclose(logits[0].numpy(), wanted, rtol=0, atol=1e-5)
+    # Scaling shows where it should, and only there.
+    plain = float64_logits(numbers, stored, tokens, logn_length=1000)
+    differs = np.abs(plain - wanted).max(axis=1) > 1e-6
+    assert differs.tolist() == [position + 1 > 12 for position in range(length)]
 
 
 def test_a_fully_masked_row_is_finite(tmp_path: Path):

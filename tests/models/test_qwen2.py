@@ -11,6 +11,7 @@ from compiler.contracts.errors import CheckpointError
 from compiler.contracts.program import Phase
 from models.llama import Llama
 from models.qwen2 import Qwen2
+from models.qwen3 import Qwen3
 
 CONFIG: Mapping[str, object] = {
     "model_type": "qwen2",
@@ -87,34 +88,13 @@ def test_an_odd_head():
     assert only_refusal(hidden_size=60).message == "head_dim 15 is odd"
 
 
+NTK = "rope_scaling of type 'dynamic'"
+
+
 @pytest.mark.parametrize(
     ("keys", "what", "key", "supported"),
     [
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "rope type 'yarn'",
-            "rope_scaling",
-            "'default'",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "llama3"}},
-            "rope type 'llama3'",
-            "rope_parameters",
-            "'default'",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "a partial rotary embedding",
-            "partial_rotary_factor",
-            "1.0",
-        ),
-        ({"use_sliding_window": True}, "sliding-window attention", "use_sliding_window", "false"),
-        (
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "a mix of layer types",
-            "layer_types",
-            "'full_attention'",
-        ),
+        ({"use_dynamic_ntk": True}, "the first Qwen's dynamic NTK", "use_dynamic_ntk", NTK),
         ({"hidden_act": "gelu"}, "activation 'gelu'", "hidden_act", "'silu'"),
         (
             {"quantization_config": {"bits": 4}},
@@ -127,14 +107,56 @@ def test_an_odd_head():
 def test_what_is_not_supported_yet(keys: Mapping[str, object], what: str, key: str, supported: str):
     error = only_refusal(**keys)
     assert error.message == f"{what} is not supported yet"
-    assert error.where == f"config.json: {key}"
+    assert error.where == key
     assert error.hint == f"supported: {supported}"
     assert error.code == "not-supported-yet"
 
 
 def test_every_violation_at_once():
-    errors = refusals(num_key_value_heads=3, use_sliding_window=True, hidden_act="relu")
-    assert len(errors) == 3
+    rope = {"type": "llama3"}
+    errors = refusals(
+        num_key_value_heads=3, rope_scaling=rope, sliding_window=0, use_sliding_window=True
+    )
+    assert [error.where for error in errors] == [
+        *("num_key_value_heads", "rope_scaling", "sliding_window")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message", "where"),
+    [
+        (
+            {"use_logn_attn": "yes"},
+            "use_logn_attn is 'yes', expected true or false",
+            "use_logn_attn",
+        ),
+        (
+            {"use_logn_attn": True},
+            "seq_length is None, expected the trained length for use_logn_attn",
+            "seq_length",
+        ),
+        (
+            {"use_logn_attn": True, "seq_length": 1},
+            "seq_length is 1, expected the trained length for use_logn_attn",
+            "seq_length",
+        ),
+    ],
+)
+def test_logn_scaling_needs_its_length(keys: Mapping[str, object], message: str, where: str):
+    error = only_refusal(**keys)
+    assert (error.message, error.where) == (message, where)
+    assert refusals(use_logn_attn=True, seq_length=8192) == []
+    assert refusals(use_logn_attn=False, seq_length=0) == []
+
+
+def test_llama_has_no_windows():
+    config = {**CONFIG, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    (error,) = Llama().violations(config)
+    assert error.message == "sliding-window attention is not supported yet"
+    assert (error.where, error.hint) == ("use_sliding_window", "supported: false")
+    assert Qwen2().violations(config) == []
+    assert Qwen2().layer_kinds(config) == ("sliding_attention",) * 2
+    assert Llama().layer_kinds(CONFIG) == ("full_attention",) * 2
 
 
 # -- what a configuration means
@@ -179,8 +201,21 @@ def test_without_kv_heads_there_are_as_many_as_heads():
     assert Qwen2().cache_shape({**CONFIG, "head_dim": 24}) == (2, 24)
 
 
-def test_layers_are_of_one_kind():
-    assert Qwen2().layer_kinds({**CONFIG, "num_hidden_layers": 3}) == ("full_attention",) * 3
+def test_tensors_of_qwen3():
+    config = {**CONFIG, "num_hidden_layers": 1, "head_dim": 24}
+    attention = "model.layers.0.self_attn"
+    norms = {f"{attention}.q_norm.weight": (24,), f"{attention}.k_norm.weight": (24,)}
+    biases = {name for name in Qwen2().tensors(config) if name.endswith(".bias")}
+    plain = {name: s for name, s in Qwen2().tensors(config).items() if name not in biases}
+    assert Qwen3().tensors(config) == {**plain, **norms}
+    biased = Qwen3().tensors({**config, "attention_bias": True})
+    assert {name for name in biased if name.endswith(".bias")} == {
+        *biases,
+        f"{attention}.o_proj.bias",
+    }
+    # Its head_dim is not hidden over heads.
+    assert Qwen3().cache_shape(CONFIG) == (2, 128)
+    assert Qwen3().violations({**CONFIG, "hidden_size": 66}) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx.inliner
 import pytest
-from attention_graph import CONTEXT, LENGTHS, TEXT, random_inputs
+from attention_graph import CONTEXT, LENGTHS, TEXT, random_inputs, windowed
 from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import CONTEXT as TRACED_CONTEXT
@@ -42,15 +42,20 @@ def test_a_second_run_rewrites_nothing():
     assert text_of(program) == once
 
 
+# Without a window, and with one that leaves rows of padding nothing to see.
+@pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize(("past", "valid"), LENGTHS)
-def test_the_small_graph_gives_the_same_numbers(past: int, valid: int):
-    program = planned()
+def test_the_small_graph_gives_the_same_numbers(past: int, valid: int, window: int):
+    program = planned(changed(TEXT, windowed(window)) if window else TEXT)
     inputs = random_inputs(program_from_text(TEXT), past=past, valid=valid)
     inputs = PlanKVCache().adapt_inputs(FoldMask().adapt_inputs(inputs, program), program)
     wanted = run_program(program, inputs)
     run_pass(FuseAttention(), program)
     found = run_program(program, inputs)
+    (node,) = [node for node in program.graph.nodes if node.op == "FusedAttention"]
+    assert node.attrs["window"] == window
     for name, value in wanted.items():
+        assert np.isfinite(value).all()
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 

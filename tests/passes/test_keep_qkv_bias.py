@@ -6,15 +6,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from program_runs import run_pass
-from program_text import Golden, changed, program_from_text, text_of
+from program_text import Golden, changed, linears_from_text, program_from_text, text_of
 from traced_models import TracedModels
 
 from compiler.contracts.pass_base import Contract, PassReport
 from compiler.contracts.program import Program
-from compiler.contracts.weights import concat, source, transpose
+from passes.eliminate_dead import EliminateDead
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.fuse_attention import FuseAttention
+from passes.fuse_qkv import FuseQKV
 from passes.keep_qkv_bias import KeepQKVBias
 from passes.plan_kv_cache import PlanKVCache
 from passes.store_weights import StoreWeights
@@ -46,7 +47,7 @@ def _text() -> str:
 
 @pytest.fixture
 def program() -> Program:
-    return program_from_text(_text())
+    return linears_from_text(_text())
 
 
 def _node(program: Program, name: str) -> gs.Node:
@@ -58,7 +59,7 @@ def _tensor(program: Program, name: str) -> gs.Tensor:
 
 
 def _violations(broken: Callable[[Program], None]) -> tuple[str, ...]:
-    program = program_from_text(_text())
+    program = linears_from_text(_text())
     (invariant,) = KeepQKVBias().invariants(program)
     assert invariant.name == "keep-qkv-bias"
     assert invariant.violations(program) == ()
@@ -176,35 +177,8 @@ def test_layout_operators_may_stand_between():
             ),
         },
     )
-    program = program_from_text(text)
+    program = linears_from_text(text)
     assert KeepQKVBias().invariants(program)[0].violations(program) == ()
-
-
-FUSED = """
-main (float[1, 4, 8] x, float[8, 16] "qkv.weight", float[16] "qkv.bias") => (float[1, 4, 16] y)
-{
-  [product] product = MatMul (x, "qkv.weight")
-  [total] y = Add (product, "qkv.bias")
-}
-"""
-
-
-def test_joined_projections_keep_their_biases():
-    program = program_from_text(FUSED)
-    names = [f"{LAYER}.{part}_proj" for part in "qkv"]
-    widths = {name: 8 if ".q_" in name else 4 for name in names}
-    program.weights["qkv.weight"] = transpose(
-        concat([source(f"{name}.weight", (width, 8), "float32") for name, width in widths.items()])
-    )
-    parts = [source(f"{name}.bias", (width,), "float32") for name, width in widths.items()]
-    program.weights["qkv.bias"] = concat(parts)
-    program.checkpoint_tensors = {f"{name}.bias": (width,) for name, width in widths.items()}
-    (invariant,) = KeepQKVBias().invariants(program)
-    assert invariant.violations(program) == ()
-    program.weights["qkv.bias"] = concat([parts[0], parts[1], parts[1]])
-    assert invariant.violations(program) == (
-        f"{LAYER}.v_proj.bias reaches 0 Adds in the prefill graph, expected one",
-    )
 
 
 def test_it_holds_through_the_whole_pipeline(traced_models: TracedModels):
@@ -214,7 +188,9 @@ def test_it_holds_through_the_whole_pipeline(traced_models: TracedModels):
             FoldConstants(),
             FoldMask(),
             PlanKVCache(),
+            FuseQKV(),
             FuseAttention(),
+            EliminateDead(),
             StoreWeights(dtype="bfloat16"),
         ):
             run_pass(rewriting, program)

@@ -28,6 +28,7 @@ def attention(
     kv_heads: int,
     head_dim: int,
     context: int,
+    window: int = 0,
     scale: float,
     cache_dtype: str,
     features: CpuFeatures,
@@ -35,9 +36,10 @@ def attention(
     """Build softmax(scale * q @ k.T, over the allowed keys) @ v.
 
     Row i stands at position past_length + i. It attends to the keys j <= past_length + i with
-    j < past_length + valid_length; where there is none, its output is zero. Query head h reads
-    kv head h // (heads / kv_heads). Loops end at the last allowed key, not at `context`; cache rows
-    past it may hold anything.
+    j < past_length + valid_length, and with a window to those with j > past_length + i - window;
+    where there is none, its output is zero. Query head h reads kv head h // (heads / kv_heads).
+    Loops go from the first to the last allowed key, not to `context`; cache rows past it may hold
+    anything.
 
     Args:
         tokens: Query rows; 1 is decode.
@@ -45,6 +47,7 @@ def attention(
         kv_heads: Heads of the caches.
         head_dim: Elements of one head.
         context: Rows of the caches; past_length + valid_length may not exceed it.
+        window: Keys that a row sees at most, itself included; 0 is all.
         scale: Factor on the scores.
         cache_dtype: float32, bfloat16 or float16; arithmetic is fp32.
         features: What the code may use.
@@ -55,7 +58,7 @@ def attention(
         out [tokens, heads, head_dim] fp32.
     """
     assert heads % kv_heads == 0, f"{heads} heads do not divide over {kv_heads} kv heads"
-    shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, scale)
+    shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, window, scale)
     cache = (context, kv_heads, head_dim)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("attention")

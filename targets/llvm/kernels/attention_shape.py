@@ -10,13 +10,14 @@ from tvm.tirx import Buffer
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Static sizes; `scale` multiplies the scores."""
+    """Static sizes; a row sees `window` keys at most, or all (0); `scale` multiplies the scores."""
 
     tokens: int
     heads: int
     kv_heads: int
     head_dim: int
     context: int
+    window: int
     scale: float
 
     @property

@@ -77,10 +77,11 @@ def emit_decode(operands: Operands, shape: AttentionShape, *, features: CpuFeatu
     past = T.cast(operands.past_length[0], "int32")
     allowed = T.min(T.cast(operands.valid_length[0], "int32"), 1)
     end = T.Bind(past + allowed)
-    run_length = T.Bind((end + (runs * lanes - 1)) // (runs * lanes) * lanes)
+    begin = T.Bind(T.max(past + 1 - shape.window, 0)) if shape.window else 0
+    run_length = T.Bind((end - begin + (runs * lanes - 1)) // (runs * lanes) * lanes)
     with T.parallel(shape.kv_heads * runs) as task:
         head, run = task // runs, task % runs
-        first = run * run_length
+        first = begin + run * run_length
         _attend(operands, plan, (head, run), first=first, last=T.min(first + run_length, end))
     _join(operands, plan)
 

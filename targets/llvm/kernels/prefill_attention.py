@@ -70,6 +70,7 @@ class _QueryBlock:
         self.scores = T.alloc_buffer((_KEYS, width), "float32")
         self.panel = T.alloc_buffer((_KEYS, shape.head_dim), "float32")
         self.limits = T.alloc_buffer((width,), "int32")
+        self.starts = T.alloc_buffer((width,), "int32") if shape.window else None
         self.largest = T.alloc_buffer((width,), "float32")
         self.total = T.alloc_buffer((width,), "float32")
         self.rescale = T.alloc_buffer((width,), "float32")
@@ -80,9 +81,11 @@ class _QueryBlock:
         self._set_limits()
         self._clear()
         width = self.tile.vectors * self.tile.lanes
+        begin = 0 if self.starts is None else T.Bind(self.starts[0])
         end = T.Bind(self.limits[width - 1])
-        with T.serial((end + (_KEYS - 1)) // _KEYS) as step:
-            key = step * _KEYS
+        keys = end if self.starts is None else T.max(end - begin, 0)
+        with T.serial((keys + (_KEYS - 1)) // _KEYS) as step:
+            key = begin + step * _KEYS
             count = T.Bind(T.min(end - key, _KEYS))
             self._widen(self.operands.k_cache, key, count)
             self._score(key, count)
@@ -119,12 +122,15 @@ class _QueryBlock:
                         T.buffer_store(self.queries, scaled, [whole + d, m * lanes + i])
 
     def _set_limits(self) -> None:
-        """Emit limits[row] = how many keys the row may see, from the first; it never decreases."""
+        """Emit starts[row] and limits[row]: the keys from one to before the other; both rise."""
         past = T.Bind(T.cast(self.operands.past_length[0], "int32"))
         valid = T.Bind(T.cast(self.operands.valid_length[0], "int32"))
         with T.serial(self.tile.vectors * self.tile.lanes) as row:
             token, _ = self._position(row)
             T.buffer_store(self.limits, past + T.min(token + 1, valid), [row])
+            if self.starts is not None:
+                start = T.max(past + token + 1 - self.shape.window, 0)
+                T.buffer_store(self.starts, start, [row])
 
     def _clear(self) -> None:
         lanes = self.tile.lanes
@@ -160,9 +166,16 @@ class _QueryBlock:
             for m in range(tile.vectors):
                 limits = T.Bind(self.limits[slice_of(m * lanes, lanes)])
                 for n in range(tile.columns):
-                    is_allowed = tirx.Broadcast(key + j + n, lanes) < limits
+                    is_allowed = self._is_allowed(key + j + n, m * lanes, limits)
                     score = T.Select(is_allowed, value_of(products[m][n]), splat(-math.inf, lanes))
                     store(self.scores, (j + n, m * lanes), score, lanes=lanes)
+
+    def _is_allowed(self, key: Expr, row: int, limits: Expr) -> Expr:
+        """Which of the lanes' rows may see a key."""
+        keys = tirx.Broadcast(key, self.tile.lanes)
+        if self.starts is None:
+            return keys < limits
+        return tirx.And(keys < limits, keys >= self.starts[slice_of(row, self.tile.lanes)])
 
     def _softmax(self, count: Expr) -> None:
         """Emit scores -> exp(scores - largest so far), and the factor for older sums."""

@@ -121,7 +121,7 @@ def test_hundreds_of_disagreements_are_counted(tmp_path: Path):
 
 
 def test_what_the_family_does_not_support_names_the_file(folder: Path):
-    change_config(folder, hidden_act="gelu", use_sliding_window=True)
+    change_config(folder, hidden_act="gelu", rope_scaling={"type": "llama3"})
     errors = disagreements(folder)
     assert len(errors) == 2
     for error in errors:

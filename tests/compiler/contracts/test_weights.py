@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compiler.contracts import weights
+from compiler.contracts.errors import CheckpointError
 from compiler.contracts.weights import (
     DTYPES,
     CheckpointRef,
@@ -18,10 +19,13 @@ from compiler.contracts.weights import (
     chunks,
     concat,
     cut,
+    quantize,
     rows,
+    scale,
     source,
     transpose,
     value,
+    zeros,
 )
 
 TABLE = np.random.default_rng(3).standard_normal((10, 6)).astype(np.float32)
@@ -35,6 +39,17 @@ def read(name: str, start: int, stop: int) -> np.ndarray:
 
 def stored(name: str) -> Weight:
     return source(name, ARRAYS[name].shape, "float32")
+
+
+def int8_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 of each row and its float32 scales, entry by entry as the definition has them."""
+    codes, scales = np.zeros(matrix.shape, np.int8), np.ones(len(matrix), np.float32)
+    for channel, row in enumerate(matrix):
+        largest = np.float32(max(abs(entry) for entry in row))
+        if largest >= 127 * np.finfo(np.float32).tiny:
+            scales[channel] = largest / np.float32(127)
+            codes[channel] = [round(float(entry / scales[channel])) for entry in row]
+    return codes, scales
 
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -60,6 +75,35 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
     "cast of a slice of a transpose": (
         cast(cut(transpose(stored("table")), 0, 1, 5), "bfloat16"),
         TABLE.T[1:5].astype(BF16),
+    ),
+    "int8 of rows": (quantize(stored("table"), axis=0), int8_of(TABLE)[0]),
+    "int8 of columns": (quantize(stored("table"), axis=1), int8_of(TABLE.T)[0].T),
+    "scales of rows": (scale(stored("table"), axis=0), int8_of(TABLE)[1]),
+    "scales of columns": (scale(stored("table"), axis=1), int8_of(TABLE.T)[1]),
+    "int8 of a transpose's columns": (
+        quantize(transpose(stored("table")), axis=1),
+        int8_of(TABLE)[0].T,
+    ),
+    "int8 of a concat": (
+        quantize(concat([stored("table"), stored("other")]), axis=0),
+        int8_of(np.concatenate([TABLE, OTHER]))[0],
+    ),
+    "scales of a transposed concat": (
+        scale(transpose(concat([stored("table"), stored("other")])), axis=1),
+        int8_of(np.concatenate([TABLE, OTHER]))[1],
+    ),
+    "int8 of a narrowed slice": (
+        quantize(cast(cut(stored("table"), 1, 1, 5), "bfloat16"), axis=0),
+        int8_of(TABLE[:, 1:5].astype(ml_dtypes.bfloat16).astype(np.float32))[0],
+    ),
+    "zeros": (zeros((3, 6), "float16"), np.zeros((3, 6), np.float16)),
+    "rows padded with zeros": (
+        cut(cast(concat([stored("table"), zeros((4, 6), "float32")]), "bfloat16"), 0, 8, 13),
+        np.concatenate([TABLE, np.zeros((4, 6))]).astype(BF16)[8:13],
+    ),
+    "transpose of padded rows": (
+        transpose(concat([stored("table"), zeros((2, 6), "float32")])),
+        np.concatenate([TABLE, np.zeros((2, 6), np.float32)]).T,
     ),
     "vector": (cast(stored("vector"), "float16"), TABLE[0].astype(np.float16)),
 }
@@ -134,6 +178,97 @@ def test_rounding_is_to_nearest_even():
     assert found.astype(np.float32).tolist() == [1.0, 1 + 4 * 2.0**-8]
 
 
+# -- int8
+
+
+def quantized(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    dtype = {"V": "bfloat16"}.get(matrix.dtype.kind, matrix.dtype.name)
+    operand = source("matrix", matrix.shape, dtype)
+
+    def given(_name: str, start: int, stop: int) -> np.ndarray:
+        return matrix[start:stop]
+
+    return value(quantize(operand, axis=0), given), value(scale(operand, axis=0), given)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_int8_equals_the_definition_to_the_bit(dtype: str):
+    spread = np.random.default_rng(5).standard_normal((400, 33)) * np.logspace(-3, 3, 400)[:, None]
+    matrix = spread.astype(DTYPES[dtype])
+    codes, scales = quantized(matrix)
+    wanted_codes, wanted_scales = int8_of(matrix.astype(np.float32))
+    assert (codes.dtype, scales.dtype) == (np.int8, np.float32)
+    assert codes.tobytes() == wanted_codes.tobytes()
+    assert scales.tobytes() == wanted_scales.tobytes()
+    assert np.abs(codes.astype(np.int64)).max(axis=1).tolist() == [127] * 400
+
+
+def test_int8_rounds_half_to_even():
+    halves = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5]], np.float32)
+    codes, scales = quantized(halves)
+    assert (codes.tolist(), scales.tolist()) == ([[127, 0, 2, 2, 0, -2]], [1.0])
+
+
+def test_a_channel_of_zeros_or_of_almost_zeros_is_zeros():
+    tiny = np.finfo(np.float32).tiny
+    matrix = np.zeros((4, 3), np.float32)
+    matrix[1] = [100 * tiny, -100 * tiny, tiny / 8]
+    matrix[2] = [127 * tiny, -tiny, 0]
+    codes, scales = quantized(matrix)
+    assert codes.tolist() == [[0, 0, 0], [0, 0, 0], [127, -1, 0], [0, 0, 0]]
+    assert scales.tolist() == [1, 1, tiny, 1]
+
+
+def test_the_largest_numbers_do_not_overflow():
+    largest = np.finfo(np.float32).max
+    codes, scales = quantized(np.array([[largest, -largest, 0]], np.float32))
+    assert codes.tolist() == [[127, -127, 0]]
+    assert np.isfinite(scales).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("build", [quantize, scale])
+def test_what_has_no_int8_is_named(build: Callable[..., Weight], wrong: float):
+    arrays = {"good": TABLE, "bad": OTHER.copy()}
+    arrays["bad"][2, 1] = wrong
+    joined = transpose(
+        concat([source(name, array.shape, "float32") for name, array in arrays.items()])
+    )
+    with pytest.raises(CheckpointError) as caught:
+        value(build(joined, axis=1), lambda name, start, stop: arrays[name][start:stop])
+    assert caught.value.message == "row 2 holds NaN or infinity, which int8 has no value for"
+    assert caught.value.where == "bad"
+
+
+@pytest.mark.parametrize("build", [quantize, scale])
+def test_int8_is_made_of_a_few_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[..., Weight]
+):
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 3 * 24)
+    asked: list[tuple[int, int]] = []
+
+    def recorded(name: str, start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return read(name, start, stop)
+
+    value(build(stored("table"), axis=0), recorded)
+    assert asked == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    asked.clear()
+    value(quantize(transpose(stored("table")), axis=1), recorded)
+    assert max(stop - start for start, stop in asked) == 3
+
+
+def test_int8_does_not_depend_on_what_changes_no_row():
+    half = source("half", (4, 6), "bfloat16")
+    assert quantize(cast(half, "float32"), axis=0) == quantize(half, axis=0)
+    assert quantize(transpose(half), axis=1) == transpose(quantize(half, axis=0))
+    joined = concat([half, half])
+    assert quantize(joined, axis=0) == concat([quantize(half, axis=0)] * 2)
+    assert scale(cast(joined, "float32"), axis=0).key == "concat(scale(half), scale(half))"
+    narrowed = cast(stored("table"), "bfloat16")
+    assert quantize(narrowed, axis=0).key == "quantize(cast(table, bfloat16))"
+
+
 # -- simplification
 
 
@@ -174,6 +309,8 @@ def test_a_cast_to_its_own_dtype_is_the_operand():
 def test_a_transpose_of_a_transpose_is_the_operand():
     assert transpose(transpose(stored("table"))) == stored("table")
     assert transpose(stored("table")).shape == (6, 10)
+    narrowed = cast(stored("table"), "float16")
+    assert transpose(cast(transpose(stored("table")), "float16")) == narrowed
 
 
 # -- keys and sources
@@ -219,6 +356,8 @@ def test_sources_are_in_order_and_repeated():
         (lambda: transpose(stored("vector")), r"transpose of \(6,\)"),
         (lambda: cast(stored("table"), "float64"), "cast to float64"),
         (lambda: source("x", (1,), "complex64"), "x has dtype complex64"),
+        (lambda: quantize(stored("vector"), axis=0), r"quantize of \(6,\)"),
+        (lambda: scale(source("codes", (2, 2), "int8"), axis=0), "scale of int8"),
         (lambda: concat([stored("table"), stored("vector")]), "concat of unlike parts"),
         (lambda: cut(stored("table"), 1, 2, 7), "slice 2:7 of 6"),
         (lambda: cut(stored("table"), 0, 3, 3), "slice 3:3 of 10"),

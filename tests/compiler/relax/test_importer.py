@@ -90,7 +90,7 @@ def test_a_converter_takes_a_fused_operator_whole(traced_models: TracedModels):
     module = relax_from_program(program, fused={"FusedAttention": convert})
     assert len(taken) == 1
     assert set(taken[0]) == {
-        *("scale", "blocked", "tokens", "context", "grouped", "by_head", "merged")
+        *("scale", "blocked", "window", "tokens", "context", "grouped", "by_head", "merged")
     }
     assert taken[0]["scale"] == pytest.approx(8**-0.5)
     assert taken[0]["grouped"] == (1, 1, 7, 1, 8)

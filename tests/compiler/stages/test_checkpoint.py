@@ -117,9 +117,9 @@ def test_nothing_heavy_is_imported(folder: Path):
 
 
 def test_an_unsupported_model_type_lists_those_that_are(folder: Path, cache: Path):
-    change_config(folder, model_type="qwen3")
+    change_config(folder, model_type="qwen4")
     error = refusal("tiny", folder.parent, cache)
-    assert error.message == "model_type 'qwen3' is not supported"
+    assert error.message == "model_type 'qwen4' is not supported"
     assert error.hint == "did you mean 'qwen2'? supported: llama, qwen2"
     assert error.where == str(folder / "config.json")
 

@@ -16,10 +16,10 @@ from traced_models import CONTEXT, VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.errors import TraceError
 from compiler.contracts.program import CONSTANT_BYTES, Phase, TensorSpec
+from compiler.contracts.provenance import layer_of
 from compiler.contracts.weights import CheckpointRef, StoredTensor
 from compiler.stages import trace as trace_stage
 from compiler.stages.trace import bind_weights, trace, trace_phase
-from compiler.stitching import layer_of
 from models.qwen2 import Qwen2
 
 TOKENS: Mapping[Phase, int] = {"prefill": WINDOW, "decode": 1}
@@ -66,8 +66,15 @@ def described(graph: gs.Graph) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("name", ["mha", "gqa"])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        *((name, layers) for name in ("mha", "gqa") for layers in (1, 2, 3)),
+        # A full layer and sliding ones: another mask enters each kind.
+        pytest.param("sliding", 3, marks=pytest.mark.slow),
+        pytest.param("qwen3", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_stitched_layers_equal_a_full_trace(
     traced_models: TracedModels, name: str, layers: int, phase: Phase
 ):

@@ -12,6 +12,9 @@ from tvm import relax
 
 from compiler.contracts.program import Phase
 from compiler.relax import relax_from_program
+from passes.fuse_gate_up import FuseGateUp
+from passes.fuse_qkv import FuseQKV
+from passes.pad_vocabulary import PadVocabulary
 from targets.llvm.features import from_names
 from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import dtype_of, static_shape
@@ -154,6 +157,32 @@ def test_no_float_copy_of_a_stored_weight_is_left(
     assert "matmul" not in operators(after)
     given = [name_of(call.arguments[2]) for call in linears if len(call.arguments) == 3]
     assert sorted(given) == [f"model.layers.0.self_attn.{part}_proj.bias" for part in "kqv"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_joined_linears_are_one_call_each(
+    traced_models: TracedModels, dtype: Literal["float32", "bfloat16"]
+):
+    added = (FuseQKV(), FuseGateUp(), PadVocabulary(multiple=24))
+    program, _ = rewritten(traced_models, "prefill", past=0, valid=1, dtype=dtype, added=added)
+    module = relax_from_program(program, fused=fused_converters(FEATURES))
+    module = relax.transform.DeadCodeElimination()(lower_linears(module, FEATURES))
+
+    linears = [call for call in kernel_calls(module) if call.kind == "linear"]
+    weights = {name_of(call.arguments[1]): call for call in linears}
+    layer = "model.layers.0"
+    assert set(weights) == {
+        f"{layer}.self_attn.qkv_proj.weight",
+        f"{layer}.self_attn.o_proj.weight",
+        f"{layer}.mlp.gate_up_proj.weight",
+        f"{layer}.mlp.down_proj.weight",
+        "lm_head.weight",
+    }
+    biases = [name_of(call.arguments[2]) for call in linears if len(call.arguments) == 3]
+    assert biases == [f"{layer}.self_attn.qkv_proj.bias"]
+    assert weights["lm_head.weight"].shape == (1, 96)
+    assert "matmul" not in operators(module)
+    assert _widened_matrices(module, dtype) == []
 
 
 def _widened_matrices(module: tvm.IRModule, dtype: str) -> list[str]:

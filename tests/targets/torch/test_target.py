@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from reference_model import load_reference, reference_chunks
 from traced_models import VOCABULARY, TracedModels
 from transformers import AutoModelForCausalLM
 
@@ -56,6 +57,31 @@ def test_what_is_rewound_is_forgotten(runner: Runner, model: torch.nn.Module, le
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     runner.rewind(0)
     np.testing.assert_allclose(runner.extend(TOKENS), whole(model, TOKENS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sliding", "dynamic"])
+def test_rewinding_past_a_window_or_a_trained_length(traced_models: TracedModels, name: str):
+    """What was longer before shows in nothing: neither in the cache nor in the rotary."""
+    folder = traced_models.checkpoint(name).path
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 36).tolist()
+    runner = TorchTarget().open(traced_models.checkpoint(name))
+    runner.extend(tokens[:9])
+    runner.extend(tokens[9:])
+    runner.rewind(9)
+    again = runner.extend(tokens[20:34])
+    chunks = [tokens[:9], tokens[20:34]]
+    wanted = reference_chunks(load_reference(folder), chunks)[-1][-1]
+    np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_context_is_what_the_rotary_is_stretched_to(traced_models: TracedModels):
+    assert TorchTarget().open(traced_models.checkpoint("dynamic")).context == 40
+
+
+def test_logn_scaling_is_refused(traced_models: TracedModels):
+    with pytest.raises(TargetError) as caught:
+        TorchTarget().open(traced_models.checkpoint("logn"))
+    assert caught.value.message == "transformers has no LogN attention scaling"
 
 
 def test_logits_are_the_caller_s(runner: Runner):

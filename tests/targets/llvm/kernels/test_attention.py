@@ -26,29 +26,43 @@ _PREFILL = [
     (64, 4, 4, 128, 256, 100, 64),
     (16, 4, 4, 16, 16, 0, 16),
 ]
+# The same, and a window: of one key, within a block, over several, odd, ending before the row.
+_WINDOWED = [
+    (*(1, 2, 1, 8, 16, 9, 1), 1),
+    (*(1, 9, 3, 64, 200, 130, 1), 33),
+    (*(1, 14, 2, 96, 300, 290, 1), 129),
+    (*(1, 3, 3, 7, 32, 2, 1), 5),
+    (*(5, 3, 3, 7, 32, 3, 2), 2),
+    (*(16, 9, 3, 64, 200, 130, 10), 7),
+    (*(17, 8, 1, 96, 80, 60, 13), 61),
+    (*(33, 4, 2, 20, 100, 0, 33), 1),
+    (*(50, 2, 2, 80, 300, 220, 50), 129),
+    (*(64, 4, 4, 128, 256, 100, 64), 100),
+]
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 # Scores here stay under 20 in size: their rounding (2^-24 * 20 * a few sums) is what exp passes on.
 _TOLERANCE = 1e-5
 
 
-def _reference(q, k_cache, v_cache, *, past, valid, scale):
+def _reference(q, k_cache, v_cache, *, past, valid, scale, window=0):
     tokens, heads, _ = q.shape
     group = heads // k_cache.shape[1]
     out = np.zeros(q.shape)
     for i in range(tokens):
-        count = min(past + i + 1, past + valid)
-        if count == 0:
+        last = min(past + i + 1, past + valid)
+        first = max(past + i + 1 - window, 0) if window else 0
+        if first >= last:
             continue
         for h in range(heads):
-            keys = k_cache[:count, h // group].astype(np.float64)
+            keys = k_cache[first:last, h // group].astype(np.float64)
             scores = keys @ q[i, h].astype(np.float64) * scale
             weights = np.exp(scores - scores.max())
-            values = v_cache[:count, h // group].astype(np.float64)
+            values = v_cache[first:last, h // group].astype(np.float64)
             out[i, h] = weights @ values / weights.sum()
     return out
 
 
-def _run(execute, features, q, k_cache, v_cache, *, past, valid, scale, dtype):
+def _run(execute, features, q, k_cache, v_cache, *, past, valid, scale, dtype, window=0):
     tokens, heads, head_dim = q.shape
     func = attention(
         tokens,
@@ -56,6 +70,7 @@ def _run(execute, features, q, k_cache, v_cache, *, past, valid, scale, dtype):
         kv_heads=k_cache.shape[1],
         head_dim=head_dim,
         context=k_cache.shape[0],
+        window=window,
         scale=scale,
         cache_dtype=dtype,
         features=features,
@@ -88,6 +103,39 @@ def test_matches_float64(
 
     expected = _reference(q, *caches, past=past, valid=valid, scale=scale)
     assert np.max(np.abs(got - expected)) <= _TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "context", "past", "valid", "window"), _WINDOWED
+)
+def test_a_window_matches_float64(
+    features, execute, rng, tokens, heads, kv_heads, head_dim, context, past, valid, window
+):
+    q = rng.standard_normal((tokens, heads, head_dim), dtype=np.float32) * 3
+    caches = rng.standard_normal((2, context, kv_heads, head_dim), dtype=np.float32)
+    first = max(past + 1 - window, 0)
+    caches[:, :first] = np.nan  # no row reaches back to these
+    caches[:, past + valid :] = np.nan
+    lengths = {"past": past, "valid": valid, "scale": head_dim**-0.5, "window": window}
+
+    got = _run(execute, features, q, *caches, dtype="float32", **lengths)
+
+    expected = _reference(q, *caches, **lengths)
+    assert np.max(np.abs(got - expected)) <= _TOLERANCE
+    # Padding past the window's edge sees nothing.
+    for row in range(valid + window - 1, tokens):
+        np.testing.assert_array_equal(got[row], 0.0)
+
+
+@pytest.mark.parametrize("tokens", [1, 33])
+@pytest.mark.parametrize("window", [40, 41, 1 << 20])
+def test_a_window_that_is_not_reached_changes_nothing(features, execute, rng, tokens, window):
+    q = rng.standard_normal((tokens, 4, 16), dtype=np.float32)
+    caches = rng.standard_normal((2, 48, 2, 16), dtype=np.float32)
+    lengths = {"past": 40 - tokens, "valid": tokens, "scale": 0.25, "dtype": "float32"}
+    without = _run(execute, features, q, *caches, **lengths)
+    windowed = _run(execute, features, q, *caches, window=window, **lengths)
+    np.testing.assert_array_equal(windowed, without)
 
 
 @pytest.mark.parametrize("tokens", [1, 20])

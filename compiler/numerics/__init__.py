@@ -1,0 +1,1 @@
+"""What a graph computes, and whether it still does: programs run on onnxruntime as a reference."""

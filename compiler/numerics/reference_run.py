@@ -1,0 +1,201 @@
+"""Graphs on onnxruntime as a reference: unoptimised and on one thread.
+
+Equal arithmetic then gives equal bits. onnxruntime's own fusions must not be what is measured: by
+default it turns DequantizeLinear and MatMul into a product with int8 activations. Float64 is the
+same graph with every float widened.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from compiler.contracts.errors import PassError
+from compiler.contracts.pass_base import Arrays
+from compiler.numerics.half_precision import spelled_in_float32
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_BFLOAT16 = "tensor(bfloat16)"
+_DOUBLE = onnx.TensorProto.DOUBLE
+
+
+class ReferenceSession:
+    """One graph, ready to run; 16-bit arithmetic rounds after each operator.
+
+    Outputs in bfloat16, which numpy lacks, are given in float32.
+
+    Args:
+        model: A valid model; its functions need not be inlined.
+
+    Raises:
+        PassError: onnxruntime has no kernel for an operator of it, or refuses it otherwise.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        model = spelled_in_float32(model)
+        self._session = _session(model)
+        outputs = self._session.get_outputs()
+        self.outputs = tuple(output.name for output in outputs)
+        self._given = self.outputs
+        narrow = {output.name for output in outputs if output.type == _BFLOAT16}
+        if narrow:
+            self._given = tuple(f"{n}:float" if n in narrow else n for n in self.outputs)
+            self._session = _session(_with_wide_outputs(model, narrow))
+        self._inputs = {one.name for one in self._session.get_inputs()}
+
+    def run(self, feeds: "Mapping[str, np.ndarray | OrtValue]") -> dict[str, np.ndarray]:
+        """The outputs by name; feeds that the graph does not take are left out.
+
+        Raises:
+            PassError: A node fails at run time, for example at a shape.
+        """
+        given = {name: ort_value(feeds[name]) for name in feeds if name in self._inputs}
+        with _refusals():
+            values = self._session.run_with_ort_values(list(self._given), given)
+        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+
+
+def _session(model: onnx.ModelProto) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    with _refusals():
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say what onnxruntime refuses as the fault of the graph."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        EPFail,
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        NotImplemented,
+        RuntimeException,
+    )
+
+    try:
+        yield
+    except (EPFail, Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException) as error:
+        raise PassError(
+            f"onnxruntime refuses the graph: {' '.join(str(error).split())}",
+            hint="write `verify: structure` if the graph is meant for a target alone",
+            code="not-runnable",
+        ) from error
+
+
+def _with_wide_outputs(model: onnx.ModelProto, narrow: set[str]) -> onnx.ModelProto:
+    """A copy that gives the named bfloat16 outputs in float32, as `name:float`."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for output in wide.graph.output:
+        if output.name in narrow:
+            name = f"{output.name}:float"
+            cast = onnx.helper.make_node(
+                "Cast", [output.name], [name], name, to=onnx.TensorProto.FLOAT
+            )
+            wide.graph.node.append(cast)
+            output.CopyFrom(onnx.ValueInfoProto(name=name))
+    return wide
+
+
+def run_model(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray]:
+    """The outputs of a model by name, once."""
+    return ReferenceSession(model).run(inputs)
+
+
+def ort_value(array: "np.ndarray | OrtValue") -> "OrtValue":
+    """An array as onnxruntime takes it; bfloat16, which numpy lacks, through its bits."""
+    from onnxruntime import OrtValue
+
+    if isinstance(array, OrtValue):
+        return array
+    array = np.ascontiguousarray(array)
+    if array.dtype.name != "bfloat16":
+        return OrtValue.ortvalue_from_numpy(array)
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(
+        array.view(np.uint16), onnx.TensorProto.BFLOAT16
+    )
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of `model` whose outputs are the named tensors, wherever they are made."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return tapped
+
+
+def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same arithmetic with every float tensor, constant and cast in float64."""
+    wide = onnx.inliner.inline_local_functions(model)
+    graph = wide.graph
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in _FLOATS:
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        _widen(tensor)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
+    nodes = [wide_node for node in graph.node for wide_node in _in_float64(node, ranks)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return wide
+
+
+def _in_float64(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
+    if node.op_type == "DequantizeLinear":
+        return _dequantize(node, rank=ranks.get(node.input[0], 0))
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _FLOATS:
+            attribute.i = onnx.TensorProto.DOUBLE
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            _widen(attribute.t)
+        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            value = np.asarray(onnx.helper.get_attribute_value(attribute), np.float64)
+            attribute.CopyFrom(
+                onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(value))
+            )
+    return [node]
+
+
+def _dequantize(node: onnx.NodeProto, *, rank: int) -> list[onnx.NodeProto]:
+    """DequantizeLinear of a parameter as Cast and Mul: onnxruntime has none in float64."""
+    assert rank > 0, f"{node.name} dequantizes no input of the graph"
+    assert len(node.input) == 2 or not node.input[2], f"{node.name} has a zero point"
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    behind = list(range(1, rank - axis % rank))  # axes of the scale after its own
+    name = node.name or node.output[0]
+    make = onnx.helper.make_node
+    values, scale, axes, column = (f"{name}:{part}" for part in ("wide", "scale", "axes", "column"))
+    return [
+        make("Cast", [node.input[0]], [values], values, to=_DOUBLE),
+        make("Cast", [node.input[1]], [scale], scale, to=_DOUBLE),
+        make("Constant", [], [axes], axes, value=_int64s(behind)),
+        make("Unsqueeze", [scale, axes], [column], column),
+        make("Mul", [values, column], list(node.output), name),
+    ]
+
+
+def _int64s(values: list[int]) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.array(values, np.int64))
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _FLOATS:
+        wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))

@@ -1,0 +1,112 @@
+"""The built-in passes that run before a pass: what it requires, and a few drawn besides."""
+
+import dataclasses
+import random
+import typing
+from collections.abc import Iterable, Mapping
+
+import networkx as nx
+
+from compiler import registry
+from compiler.contracts.pass_base import Pass
+
+_MISSING = dataclasses.MISSING
+
+# How often a built-in pass that is not required stands before the tried one: one that the tried
+# pass follows, and any other.
+_FOLLOWED, _SHARE = 0.7, 0.25
+# How often an option of such a pass has another value than its default.
+_OTHER_OPTION = 0.3
+# How often nothing but the required passes stands before it.
+_BARE = 0.25
+
+
+def required_earlier(rewriting: Pass, *wanted: str) -> tuple[Pass, ...]:
+    """What `rewriting` requires, `wanted`, and whatever these require, in a valid order."""
+    return _ordered(_closure(_by_name({*rewriting.required(), *wanted})).values(), random.Random(0))
+
+
+def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
+    """What `rewriting` requires and built-in passes that may stand before it, in a valid order."""
+    chosen = _closure(_by_name(rewriting.required()))
+    if draw.random() < _BARE:
+        return _ordered(chosen.values(), draw)
+    for name in sorted(registry.PASSES):
+        share = _FOLLOWED if name in rewriting.after else _SHARE
+        added = _closure(_with_drawn_options(name, draw)) if draw.random() < share else {}
+        if not any(_follows(one, rewriting.name) for one in added.values()):
+            chosen = added | chosen
+    return _ordered(chosen.values(), draw)
+
+
+def _follows(one: Pass, name: str) -> bool:
+    return name in (one.name, *one.after, *one.required())
+
+
+def choices_of(kind: type[Pass]) -> Mapping[str, tuple[str, ...]]:
+    """The options of a pass that name one of several words, and these words."""
+    types = typing.get_type_hints(kind)
+    return {
+        field.name: typing.get_args(types[field.name])
+        for field in dataclasses.fields(kind)
+        if typing.get_origin(types[field.name]) is typing.Literal
+    }
+
+
+def plainest(kind: type[Pass], **options: str) -> Pass | None:
+    """A pass with these options and defaults for the rest.
+
+    An option without a default takes the first of its words; None where it has no words either.
+    """
+    words = choices_of(kind)
+    for field in dataclasses.fields(kind):
+        has_default = (field.default, field.default_factory) != (_MISSING, _MISSING)
+        if has_default or field.name in options:
+            continue
+        if field.name not in words:
+            return None
+        options[field.name] = words[field.name][0]
+    return kind(**options)
+
+
+def _with_drawn_options(name: str, draw: random.Random) -> list[Pass]:
+    """One pass, or none where an option of it has to be given and is not one of several words."""
+    kind = registry.load_pass(name)
+    options = {
+        option: draw.choice(words)
+        for option, words in sorted(choices_of(kind).items())
+        if draw.random() < _OTHER_OPTION
+    }
+    made = plainest(kind, **options)
+    return [] if made is None else [made]
+
+
+def _closure(passes: Iterable[Pass]) -> dict[str, Pass]:
+    """These, and what they require with default options, by name."""
+    found: dict[str, Pass] = {}
+    waiting = list(passes)
+    while waiting:
+        one = waiting.pop()
+        if one.name not in found:
+            found[one.name] = one
+            waiting += _by_name(one.required())
+    return found
+
+
+def _by_name(names: Iterable[str]) -> list[Pass]:
+    return [registry.load_pass(name)() for name in sorted(names)]
+
+
+def _ordered(passes: Iterable[Pass], draw: random.Random) -> tuple[Pass, ...]:
+    """An order that keeps what each declares; ties are broken by `draw`."""
+    by_name = {one.name: one for one in passes}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(sorted(by_name))
+    graph.add_edges_from(
+        (before, name)
+        for name in sorted(by_name)
+        for before in (*by_name[name].required(), *by_name[name].after)
+        if before in by_name
+    )
+    rank = {name: draw.random() for name in sorted(by_name)}
+    return tuple(by_name[n] for n in nx.lexicographical_topological_sort(graph, key=rank.get))

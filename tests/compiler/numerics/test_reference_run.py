@@ -1,0 +1,141 @@
+"""Graphs on onnxruntime, in float32 and float64."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from program_text import program_from_text
+
+from compiler.contracts.errors import PassError
+from compiler.numerics.reference_run import ReferenceSession, in_float64, run_model, with_outputs
+from passes.fuse_rms_norm import FuseRMSNorm
+
+
+def parsed(
+    body: str, *, header: str = '<ir_version: 10, opset_import: ["" : 20]>'
+) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"{header}\n{body}")
+
+
+NORM = """
+norm (float[1, 4, 6] x, float[6] "norm.weight") => (float[1, 4, 6] y)
+<float two = {2}, int64[1] last = {-1}, float eps = {1e-6}>
+{
+  ["Pow"] squares = Pow (x, two)
+  ["ReduceMean"] mean = ReduceMean <keepdims: int = 1> (squares, last)
+  ["Add"] shifted = Add (mean, eps)
+  ["Sqrt"] root = Sqrt (shifted)
+  ["Reciprocal"] inverse = Reciprocal (root)
+  ["Mul"] scaled = Mul (x, inverse)
+  ["Mul_1"] y = Mul ("norm.weight", scaled)
+}
+"""
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
+
+
+def test_a_graph_with_functions_runs_as_it_is():
+    program = program_from_text(NORM)
+    inputs = {"x": numbers(1, 4, 6), "norm.weight": numbers(6)}
+    plain = run_model(program.model(), inputs)["y"]
+    assert FuseRMSNorm().run(program).rewrites
+    np.testing.assert_array_equal(run_model(program.model(), inputs)["y"], plain)
+
+
+def test_float64_widens_constants_casts_and_functions():
+    program = program_from_text(NORM)
+    assert FuseRMSNorm().run(program).rewrites
+    x, weight = numbers(1, 4, 6).astype(np.float64), numbers(6).astype(np.float64)
+    found = run_model(in_float64(program.model()), {"x": x, "norm.weight": weight})["y"]
+    epsilon = np.float64(np.float32(1e-6))
+    wanted = weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+    assert found.dtype == np.float64
+
+
+def test_a_cast_down_is_none_in_float64():
+    model = parsed(
+        """
+        g (float[3] x) => (float[3] y) {
+          narrow = Cast <to: int = 10> (x)
+          y = Cast <to: int = 1> (narrow)
+        }
+        """
+    )
+    x = np.array([1 / 3, 2 / 3, 1e-9])
+    np.testing.assert_array_equal(run_model(in_float64(model), {"x": x})["y"], x)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_dequantizing_in_float64(axis: int):
+    model = parsed(
+        f"""
+        g (int8[3, 3] w, float[3] scale) => (float[3, 3] y) {{
+          y = DequantizeLinear <axis: int = {axis}> (w, scale)
+        }}
+        """
+    )
+    w = np.arange(-4, 5, dtype=np.int8).reshape(3, 3)
+    scale = np.array([0.1, 0.2, 0.7])
+    column = scale[:, None] if axis in (0, -2) else scale
+    found = run_model(in_float64(model), {"w": w, "scale": scale})["y"]
+    np.testing.assert_array_equal(found, w * column)
+
+
+def test_quantized_weights_are_not_multiplied_with_rounded_activations():
+    model = parsed(
+        """
+        g (float[1, 64] x, int8[64, 8] w, float[8] scale) => (float[1, 8] y) {
+          wide = DequantizeLinear <axis: int = 1> (w, scale)
+          y = MatMul (x, wide)
+        }
+        """
+    )
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1, 64), dtype=np.float32)
+    w = random.integers(-127, 128, (64, 8)).astype(np.int8)
+    scale = random.uniform(0.01, 0.02, 8).astype(np.float32)
+    found = run_model(model, {"x": x, "w": w, "scale": scale})["y"]
+    wanted = x.astype(np.float64) @ (w * scale.astype(np.float64))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_in_and_out():
+    model = parsed("g (bfloat16[3] x) => (bfloat16[3] y) { y = Identity (x) }")
+    x = np.array([1.0, 1.0078125, -3.0], ml_dtypes.bfloat16)
+    found = ReferenceSession(model).run({"x": x})
+    assert found["y"].dtype == np.float32
+    np.testing.assert_array_equal(found["y"], x.astype(np.float32))
+
+
+def test_any_tensor_can_be_an_output():
+    program = program_from_text(NORM)
+    x = numbers(1, 4, 6)
+    tapped = with_outputs(program.model(), ["mean", "y"])
+    found = run_model(tapped, {"x": x, "norm.weight": numbers(6)})
+    np.testing.assert_allclose(found["mean"], (x**2).mean(-1, keepdims=True), rtol=1e-6)
+    assert list(found) == ["mean", "y"]
+
+
+def test_feeds_that_a_graph_does_not_take_are_left_out():
+    model = parsed("g (float[2] x) => (float[2] y) { y = Neg (x) }")
+    ones = np.ones(2, np.float32)
+    assert run_model(model, {"x": ones, "z": ones})["y"].tolist() == [-1, -1]
+
+
+def test_an_operator_without_a_kernel_is_the_graphs_fault():
+    model = parsed("g (double[2] x) => (double[2] y) { y = HardSigmoid (x) }")
+    with pytest.raises(PassError, match=r"onnxruntime refuses the graph: .*HardSigmoid") as caught:
+        ReferenceSession(model)
+    assert caught.value.code == "not-runnable"
+
+
+def test_a_node_that_fails_while_running():
+    model = parsed(
+        "g (float[N] x, float[M] z) => (float[K] y) { y = Add (x, z) }",
+    )
+    with pytest.raises(PassError, match="onnxruntime refuses the graph: "):
+        run_model(model, {"x": np.ones(2, np.float32), "z": np.ones(3, np.float32)})
