@@ -1,7 +1,9 @@
 """An exporter's file becomes the programs of a traced model, with the file's own numbers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -14,10 +16,11 @@ from traced_models import CONTEXT, WINDOW, TracedModels
 
 from compiler import registry
 from compiler.config import DEFAULT_PASSES
-from compiler.contracts.pass_base import Pass
+from compiler.contracts.errors import CompilerError
+from compiler.contracts.pass_base import Contract, Pass, PassReport
 from compiler.contracts.program import Phase, Program, ProgramSet
 from compiler.contracts.weights import CheckpointRef
-from compiler.stages.import_onnx import import_onnx, locate_onnx
+from compiler.stages.import_onnx import import_onnx, locate_onnx, probe_onnx
 from compiler.stages.rewrite import PlannedPass, rewrite
 
 PASSES = (*DEFAULT_PASSES, "fuse-attention", "fuse-rms-norm", "fuse-silu-mul", "store-weights")
@@ -191,3 +194,68 @@ def test_names_of_the_file_decide_nothing(tmp_path: Path) -> None:
         nodes = [(n.name, [t.name for t in n.inputs]) for n in graph.nodes]
         texts.append((sorted(nodes), sorted(checkpoint.tensors)))
     assert texts[0] == texts[1]
+
+
+FUSIONS = ("fuse-qkv", "fuse-gate-up", "fuse-rotary")
+
+
+def test_fusions_find_in_an_export_what_they_find_in_a_trace(
+    tmp_path: Path, traced_models: TracedModels
+) -> None:
+    _, programs = imported(write_export(tmp_path / "model.onnx", "sdpa_18"))
+    counts = []
+    for given in (programs, traced_models.programs("own-head-dim", layers=LAYERS)):
+        names = (*DEFAULT_PASSES, *FUSIONS)
+        done = rewrite(given, [PlannedPass(registry.load_pass(name)(), "test") for name in names])
+        counts.append([(r.name, r.phase, r.rewrites) for r in done.records if r.name in FUSIONS])
+    assert counts[0] == counts[1]
+    assert all(count >= LAYERS for _, _, count in counts[0])
+
+
+def test_the_probe_is_the_same_graph_at_small_widths(tmp_path: Path) -> None:
+    path = write_export(tmp_path / "model.onnx", "sdpa_23")
+    checkpoint, programs = imported(path)
+    probe = probe_onnx(path, window=WINDOW, context=CONTEXT)
+    real, small = programs.programs["prefill"], probe.programs.programs["prefill"]
+    assert [node.name for node in small.graph.nodes] == [node.name for node in real.graph.nodes]
+    shapes = {name: weight.shape for name, weight in small.weights.items()}
+    assert shapes["model.embed_tokens.weight"] == (32, 24)
+    assert shapes["model.layers.3.self_attn.q_proj.weight"] == (24, 96)
+    assert shapes["model.layers.3.mlp.down_proj.weight"] == (40, 24)
+    assert shapes["model.layers.3.self_attn.v_proj.bias"] == (48,)
+    assert shapes["lm_head.weight"] == (24, 32)
+    assert probe.vocabulary == 32
+    planned_passes = [PlannedPass(one, "test") for one in planned()]
+    done = rewrite(programs, planned_passes, probe=probe)
+    assert {record.name for record in done.records} == set(PASSES)
+    assert checkpoint.tensors["model.embed_tokens.weight"].shape == (VOCABULARY, 64)
+
+
+def test_a_lost_bias_of_an_imported_graph_fails_the_build_naming_the_layer(tmp_path: Path) -> None:
+    path = write_export(tmp_path / "model.onnx", "eager_18")
+    _, programs = imported(path)
+    probe = probe_onnx(path, window=WINDOW, context=CONTEXT)
+    faulty = PlannedPass(LoseBias(), "test")
+    with pytest.raises(CompilerError, match=r"layer 2, at model\.layers\.2\.self_attn"):
+        rewrite(programs, [faulty], probe=probe)
+
+
+@dataclass(frozen=True)
+class LoseBias(Pass):
+    """Drops a bias of one layer, and says that nothing changed."""
+
+    name: ClassVar = "lose-bias"
+    contract: ClassVar = Contract.exact()
+
+    def run(self, program: Program) -> PassReport:
+        """Read the product past its sum."""
+        total = next(
+            n for n in program.graph.nodes if n.name == "model.layers.2.self_attn.k_proj/Add"
+        )
+        product, output = total.inputs[0], total.outputs[0]
+        for reader in list(output.outputs):
+            reader.inputs = [product if tensor is output else tensor for tensor in reader.inputs]
+        total.outputs.clear()
+        program.graph.nodes = [node for node in program.graph.nodes if node is not total]
+        total.inputs.clear()
+        return PassReport((product.name,))
