@@ -20,6 +20,7 @@ from compiler.contracts.errors import CheckpointError
 from compiler.onnx_source.signature import Cache, Signature
 from compiler.onnx_source.walking import first_above, first_below, value_inputs
 
+_NORM_OPS = ("Add", "Div", "Mul", "Pow", "Reciprocal", "ReduceMean", "Sqrt")
 _ACTIVATIONS = ("Sigmoid", "Tanh", "Erf", "Gelu", "Relu", "HardSwish")
 
 
@@ -86,7 +87,7 @@ class _Finder:
             return nodes[0]
         names = ", ".join(sorted(f"'{node.name}'" for node in nodes)) or "nothing"
         raise CheckpointError(
-            f"{role}: expected one linear, found {names}",
+            f"{role}: expected one node, found {names}",
             where=str(self.path),
             hint="Qwen2 and Llama decoders are taken, as transformers computes them",
             code="onnx-structure",
@@ -150,9 +151,9 @@ def recognise_roles(
 
 
 def _attention(finder: _Finder, softmax: gs.Node, signature: Signature, layer: str) -> _Attention:
-    scores = _product(finder, first_above(softmax.inputs[0], _is_product), f"{layer}: the scores")
+    scores = finder.one(first_above(softmax.inputs[0], _is_product), f"{layer}: the scores")
     below = first_below(softmax.outputs[0], _is_product)
-    context = _product(finder, below, f"{layer}: the context")
+    context = finder.one(below, f"{layer}: the context")
     appends = {id(cache.append): cache for cache in signature.caches}
 
     def cache_above(tensor: gs.Tensor) -> Cache | None:
@@ -184,10 +185,6 @@ def _attention(finder: _Finder, softmax: gs.Node, signature: Signature, layer: s
 
 def _is_product(node: gs.Node) -> bool:
     return node.op == "MatMul"
-
-
-def _product(finder: _Finder, nodes: Sequence[gs.Node], role: str) -> gs.Node:
-    return finder.one(nodes, role)
 
 
 def _mlps(finder: _Finder, attentions: Sequence[_Attention], head: gs.Node) -> list[_MLP]:
@@ -260,9 +257,6 @@ def norm_nodes(last: gs.Node) -> list[gs.Node]:
         for tensor in value_inputs(node):
             stack += [n for n in tensor.inputs if n.op in _NORM_OPS and _is_inner(n)]
     return found
-
-
-_NORM_OPS = ("Add", "Div", "Mul", "Pow", "Reciprocal", "ReduceMean", "Sqrt")
 
 
 def _is_inner(node: gs.Node) -> bool:

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "another append": (another_append, "appends on another axis than the tokens'"),
     "two heads": (
         two_heads,
-        "the head: expected one linear, found 'node_linear_28', 'second head'",
+        "the head: expected one node, found 'node_linear_28', 'second head'",
     ),
 }
 
