@@ -29,7 +29,15 @@ BUILT_IN = "graphlower"
 
 PASSES: Mapping[str, str] = {
     "keep-qkv-bias": "passes.keep_qkv_bias:KeepQKVBias",
+    "fold-shapes": "passes.fold_shapes:FoldShapes",
     "fold-constants": "passes.fold_constants:FoldConstants",
+    "state-reshapes": "passes.state_reshapes:StateReshapes",
+    "widen-angles": "passes.widen_angles:WidenAngles",
+    "restore-transpose": "passes.restore_transpose:RestoreTranspose",
+    "place-scale": "passes.place_scale:PlaceScale",
+    "drop-nan-guard": "passes.drop_nan_guard:DropNaNGuard",
+    "merge-equal": "passes.merge_equal:MergeEqual",
+    "group-queries": "passes.group_queries:GroupQueries",
     "fold-mask": "passes.fold_mask:FoldMask",
     "plan-kv-cache": "passes.plan_kv_cache:PlanKVCache",
     "insert-strided-slice": "passes.insert_strided_slice:InsertStridedSlice",

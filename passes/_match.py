@@ -127,6 +127,29 @@ def add_node(
     return result
 
 
+# The length of each axis, None where it is not known.
+Shape = tuple[int | None, ...]
+
+
+def known_shapes(program: Program) -> dict[str, Shape]:
+    """Shape of every tensor whose rank ONNX infers, by name."""
+    model = onnx.shape_inference.infer_shapes(program.model(), data_prop=True)
+    found: dict[str, Shape] = {}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape"):
+            # A length of no value is symbolic; dim_value is 0 then, as it is for a known 0.
+            found[value.name] = tuple(
+                axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim
+            )
+    return found
+
+
+def stem(node: gs.Node) -> str:
+    """The module path in a node's name."""
+    return node.name.rpartition("/")[0]
+
+
 # -- linears that read one tensor, and one product in their place
 
 

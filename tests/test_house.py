@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = ("compiler", "passes", "targets", "models")
 # Where a module's name is not its distribution's.
 DISTRIBUTIONS = {
+    "google": "protobuf",
     "pydantic-core": "pydantic",
     "tvm": "apache-tvm",
     "tvm-ffi": "apache-tvm-ffi",

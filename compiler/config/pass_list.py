@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 SLICE_PASS = "insert-strided-slice"
 DEFAULT_PASSES: tuple[str, ...] = (
     "keep-qkv-bias",
+    # What an exporter spells in its own way is brought to the form of a traced model.
+    "fold-shapes",
     "fold-constants",
+    "state-reshapes",
+    "widen-angles",
+    "restore-transpose",
+    "place-scale",
+    "drop-nan-guard",
+    "merge-equal",
+    "group-queries",
     "fold-mask",
     "plan-kv-cache",
     SLICE_PASS,

@@ -29,7 +29,7 @@ class Limit:
 
 
 NOT_SUPPORTED_YET: tuple[Limit, ...] = (
-    Limit("frontend.type", ("huggingface",), "supported: huggingface"),
+    Limit("frontend.type", ("huggingface", "onnx"), "supported: huggingface, onnx"),
     Limit("frontend.quantize", (None,), "leave the section out"),
     Limit("frontend.model_kwargs.tp", (1,), "supported: 1"),
     Limit("frontend.model_kwargs.b2s", (False,), "supported: false"),

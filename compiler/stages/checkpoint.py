@@ -99,10 +99,11 @@ def _located(
         return _located_folder(folder, supported, is_hashed=is_hashed)
     if path.suffix.lower() in PICKLED_SUFFIXES:
         raise pickled_checkpoint(path, path.parent)
+    is_onnx = path.suffix.lower() == ".onnx"
     raise CheckpointError(
         f"{path.name} is neither a folder nor a .gguf file",
         where=str(path),
-        hint=f"name the folder that holds it: {path.parent}",
+        hint="write `type: onnx`" if is_onnx else f"name the folder that holds it: {path.parent}",
         code="reference",
     )
 

@@ -20,6 +20,7 @@ from compiler.hashing import sha256_of
 from compiler.numerics.probe import ProbeModel, probe_checkpoint, probe_lengths, random_rows
 from compiler.pass_order import PlannedPass
 from compiler.stages.checkpoint import locate_checkpoint, verify_tensors
+from compiler.stages.import_onnx import import_onnx, locate_onnx, onnx_file, probe_onnx
 from compiler.stages.trace import trace
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.pass_plan import planned_passes
@@ -48,6 +49,10 @@ class Plan:
 
 def locate(config: BuildConfig, *, progress: Progress, is_hashed: bool = True) -> CheckpointRef:
     """The checkpoint, its files and tensors verified; hashing alone reads weights."""
+    if config.frontend.type == "onnx":
+        return locate_onnx(
+            _onnx_file(config), window=config.frontend.shape.window, is_hashed=is_hashed
+        )
     checkpoint = locate_checkpoint(
         config.checkpoint,
         base=config.path.absolute().parent,
@@ -112,6 +117,8 @@ class Traced:
 
 def traced(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
     """Trace in a child process that takes torch's memory with it, the probe as well if wanted."""
+    if config.frontend.type == "onnx":
+        return _imported(config, checkpoint)
     shape, family = config.frontend.shape, family_of(checkpoint)
     jobs = [(checkpoint, shape.window, shape.context)]
     small: CheckpointRef | None = None
@@ -125,6 +132,21 @@ def traced(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
     if config.verify == "model":
         return Traced(programs, ProbeModel(programs, checkpoint.rows, vocabulary_of(programs)))
     return Traced(programs, None)
+
+
+def _imported(config: BuildConfig, checkpoint: CheckpointRef) -> Traced:
+    """The programs of an .onnx file, for which torch is not needed."""
+    shape, file = config.frontend.shape, _onnx_file(config)
+    programs = import_onnx(file, checkpoint, window=shape.window, context=shape.context)
+    if config.verify == "probe":
+        return Traced(programs, probe_onnx(file, window=shape.window, context=shape.context))
+    if config.verify == "model":
+        return Traced(programs, ProbeModel(programs, checkpoint.rows, vocabulary_of(programs)))
+    return Traced(programs, None)
+
+
+def _onnx_file(config: BuildConfig) -> Path:
+    return onnx_file(config.checkpoint, config.path.absolute().parent)
 
 
 def trace_checkpoints(

@@ -50,10 +50,10 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "did you mean 'huggingface'?",
         ),
         (
-            "frontend.type=onnx",
+            "frontend.type=pytorch",
             "not-supported-yet",
-            "frontend.type: onnx is not supported yet",
-            "supported: huggingface",
+            "frontend.type: pytorch is not supported yet",
+            "supported: huggingface, onnx",
         ),
         (
             "frontend.checkpoint=3",
@@ -288,7 +288,7 @@ def test_missing_keys_name_the_section_they_are_missing_from(errors_of):
         ("3:10", "missing-key", "the key 'frontend.shape.input_ids' is missing"),
         ("4:1", "missing-key", "the key 'backend.type' is missing"),
     ]
-    assert found[1][3] == "write `type: huggingface`"
+    assert found[1][3] == "write `type: huggingface`, or `onnx`"
     assert [message for *_, message, _ in errors_of("name: x\n")] == [
         "the key 'frontend' is missing",
         "the key 'backend' is missing",

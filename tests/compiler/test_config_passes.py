@@ -65,7 +65,15 @@ def errors_of(load, text: str) -> list[tuple[str | None, str, str]]:
 def test_default_passes(load):
     assert DEFAULT_PASSES == (
         "keep-qkv-bias",
+        "fold-shapes",
         "fold-constants",
+        "state-reshapes",
+        "widen-angles",
+        "restore-transpose",
+        "place-scale",
+        "drop-nan-guard",
+        "merge-equal",
+        "group-queries",
         "fold-mask",
         "plan-kv-cache",
         "insert-strided-slice",

@@ -64,20 +64,28 @@ def test_the_built_in_names():
     assert registry.passes() == (
         "annotate-int8-qdq",
         "cast-dtype",
+        "drop-nan-guard",
         "eliminate-dead",
         "fold-constants",
         "fold-mask",
+        "fold-shapes",
         "fuse-attention",
         "fuse-gate-up",
         "fuse-qkv",
         "fuse-rms-norm",
         "fuse-rotary",
         "fuse-silu-mul",
+        "group-queries",
         "insert-strided-slice",
         "keep-qkv-bias",
+        "merge-equal",
         "pad-vocabulary",
+        "place-scale",
         "plan-kv-cache",
+        "restore-transpose",
+        "state-reshapes",
         "store-weights",
+        "widen-angles",
     )
     assert registry.targets() == ("torch", "tvm_llvm")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
