@@ -60,7 +60,7 @@ def _explain(options: argparse.Namespace, terminal: Terminal) -> int:
     from compiler.workflows.describe_passes import explain_pass
     from compiler.workflows.try_pass import named_pass
 
-    explanation = explain_pass(named_pass(options.name, options.overrides))
+    explanation = explain_pass(named_pass(options.name, options.overrides, is_shown=True))
     if terminal.is_json:
         terminal.json(plain(explanation))
     else:

@@ -112,7 +112,7 @@ class Recipe:
     Attributes:
         options: The block.
         earlier: In order.
-        kept: How many of `earlier` cannot be left out: what the tried pass requires.
+        kept: Names of those that cannot be left out: what the tried pass requires.
     """
 
     options: BlockOptions
@@ -161,10 +161,9 @@ def draw_recipe(rewriting: Pass, *, seed: int) -> Recipe:
 
 
 def plain_recipe(rewriting: Pass) -> Recipe:
-    """The default block behind what `rewriting` requires and what it follows."""
+    """The default block behind what `rewriting` requires."""
     options = BlockOptions(phase=rewriting.phases[0])
-    earlier = required_earlier(rewriting, *rewriting.after)
-    return Recipe(options, earlier, _required_names(rewriting))
+    return Recipe(options, required_earlier(rewriting), _required_names(rewriting))
 
 
 def _required_names(rewriting: Pass) -> frozenset[str]:

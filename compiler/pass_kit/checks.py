@@ -16,10 +16,16 @@ from compiler.contracts.errors import CompilerError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassReport, Skip
 from compiler.contracts.program import Program
+from compiler.pass_checks import (
+    ProgramState,
+    report_problem,
+    signature_problem,
+    state_of,
+    structure_problem,
+)
 from compiler.pass_kit.cases import Case
 from compiler.pass_kit.findings import Finding, Found, raised
 from compiler.pass_kit.numeric_check import check_numbers
-from compiler.pass_kit.structure import report_problem, signature_problem, structure_problem
 
 _Result = TypeVar("_Result")
 
@@ -64,9 +70,9 @@ def check_pass(
         return Outcome(refusal=error.message)
     try:
         _guarded(_exported, "export of the new graph", program)
-        is_changed = _bytes(program) != _bytes(case.program)
-        finding = _graph_finding(rewriting, case, program, report)
-        if finding is None and is_changed and has_numbers:
+        before = state_of(case.program)
+        finding = _graph_finding(rewriting, before, program, report)
+        if finding is None and has_numbers and state_of(program) != before:
             check_numbers(rewriting, case, program, has_float64=has_float64)
         finding = (
             finding
@@ -93,18 +99,19 @@ def _guarded(call: Callable[[Program], _Result], name: str, program: Program) ->
 
 
 def _graph_finding(
-    rewriting: Pass, case: Case, program: Program, report: PassReport
+    rewriting: Pass, before: ProgramState, program: Program, report: PassReport
 ) -> Finding | None:
     """What is wrong with the graph, its signature or the report of it."""
     model = program.model()
-    kind, said = structure_problem(model) or ("", None)
+    kind, said = structure_problem(program, model) or ("", None)
     if said is not None:
         return Finding("structure", kind, said)
-    said = signature_problem(rewriting, case.program, program)
+    after = state_of(program, model)
+    said = signature_problem(rewriting, before, after)
     if said is not None:
         return Finding("signature", "changed", said)
-    said = report_problem(report, case.program.model(), model)
-    return None if said is None else Finding("report", said.split(",")[0], said)
+    said = report_problem(report, before, after)
+    return None if said is None else Finding("report", said.split("'")[0], said)
 
 
 def _invariants_finding(invariants: Sequence[Invariant], program: Program) -> Finding | None:
@@ -123,7 +130,7 @@ def _repeat_finding(
     try:
         same = _guarded(rewriting.run, "a run on an equal graph", again)
         again.prune_parameters()
-        if (same, _bytes(again)) != (report, _bytes(program)):
+        if (same, state_of(again)) != (report, state_of(program)):
             return Finding("determinism", "differs", "two runs on equal graphs differ")
         second = _guarded(rewriting.run, "a second run", again)
     except CompilerError as error:
@@ -131,10 +138,6 @@ def _repeat_finding(
     again.prune_parameters()
     if second.rewrites:
         return Finding("repeat", "rewrites", f"a second run rewrites {second.rewrites[0]} again")
-    if _bytes(again) != _bytes(program):
+    if state_of(again) != state_of(program):
         return Finding("repeat", "changes", "a second run changes the graph without a report")
     return None
-
-
-def _bytes(program: Program) -> bytes:
-    return program.model().SerializeToString(deterministic=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import networkx as nx
 
 from compiler import registry
+from compiler.contracts.errors import ConfigError
 from compiler.contracts.pass_base import Pass
 
 _MISSING = dataclasses.MISSING
@@ -21,9 +22,9 @@ _OTHER_OPTION = 0.3
 _BARE = 0.25
 
 
-def required_earlier(rewriting: Pass, *wanted: str) -> tuple[Pass, ...]:
-    """What `rewriting` requires, `wanted`, and whatever these require, in a valid order."""
-    return _ordered(_closure(_by_name({*rewriting.required(), *wanted})).values(), random.Random(0))
+def required_earlier(rewriting: Pass) -> tuple[Pass, ...]:
+    """What `rewriting` requires, and whatever that requires, in a valid order."""
+    return _ordered(_closure(_by_name(rewriting.required())).values(), random.Random(0))
 
 
 def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
@@ -94,7 +95,20 @@ def _closure(passes: Iterable[Pass]) -> dict[str, Pass]:
 
 
 def _by_name(names: Iterable[str]) -> list[Pass]:
-    return [registry.load_pass(name)() for name in sorted(names)]
+    """Registered passes with the plainest options.
+
+    Raises:
+        ConfigError: One has an option that has to be given, and no words to choose from.
+    """
+    found = {name: plainest(registry.load_pass(name)) for name in sorted(names)}
+    for name, one in found.items():
+        if one is None:
+            raise ConfigError(
+                f"pass '{name}' is required and has an option that has to be given",
+                hint="give that option a default",
+                code="bad-plugin",
+            )
+    return [one for one in found.values() if one is not None]
 
 
 def _ordered(passes: Iterable[Pass], draw: random.Random) -> tuple[Pass, ...]:

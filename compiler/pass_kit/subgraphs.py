@@ -9,13 +9,14 @@ takes random values; one of integers becomes a constant, with the value that it 
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import CONSTANT_BYTES, Program
-from compiler.contracts.weights import Weight, source
+from compiler.contracts.weights import StoredTensor, Weight, source
 from compiler.numerics.feeds import Lengths
 from compiler.numerics.reference_run import ReferenceSession, with_outputs
 from compiler.pass_kit.cases import Case
@@ -23,11 +24,19 @@ from compiler.pass_kit.cases import Case
 
 @dataclass(frozen=True)
 class Observed:
-    """A case's graph, and the value of every tensor in it for one set of lengths."""
+    """A case's graph, and what every tensor in it is for one set of lengths.
+
+    Attributes:
+        case: The case, with these lengths.
+        model: Its graph.
+        values: Value of each tensor that a node makes; bfloat16 widened, as it is run.
+        types: Element type of each, as far as ONNX infers it.
+    """
 
     case: Case
     model: onnx.ModelProto
     values: Mapping[str, np.ndarray]
+    types: Mapping[str, int]
 
     def names(self) -> tuple[str, ...]:
         """Its nodes, producers first."""
@@ -41,7 +50,9 @@ def observe(case: Case, lengths: Lengths) -> Observed:
     made = [name for node in model.graph.node for name in node.output if name]
     session = ReferenceSession(with_outputs(model, made))
     values = session.run({**case.parameters(case.program), **case.inputs(lengths)})
-    return Observed(case, model, values)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    return Observed(case, model, values, types)
 
 
 def part_of(observed: Observed, names: Set[str], *, inputs: Set[str] = frozenset()) -> Case | None:
@@ -121,8 +132,7 @@ def with_plain_weights(case: Case) -> Case:
         name: source(name, weight.shape, weight.dtype) for name, weight in program.weights.items()
     }
     tensors = {
-        name: replace(next(iter(case.tensors.values())), shape=weight.shape, dtype=weight.dtype)
-        for name, weight in plain.items()
+        name: StoredTensor(Path(), 0, weight.shape, weight.dtype) for name, weight in plain.items()
     }
     shapes = {name: weight.shape for name, weight in plain.items()}
     part = replace(program, weights=plain, checkpoint_tensors=shapes)
@@ -131,7 +141,7 @@ def with_plain_weights(case: Case) -> Case:
 
 def _value_info(observed: Observed, name: str) -> onnx.ValueInfoProto:
     value = observed.values[name]
-    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    kind = observed.types.get(name) or onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
     return onnx.helper.make_tensor_value_info(name, kind, value.shape)
 
 

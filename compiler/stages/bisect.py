@@ -20,6 +20,7 @@ from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
+from compiler.pass_checks import state_of
 from compiler.pass_order import PlannedPass, check_order
 
 
@@ -176,15 +177,14 @@ def bisect(
 
 
 def _history(program: Program, passes: Sequence[Pass]) -> _History:
-    programs, is_changed = [_copy(program)], [False]
-    model = program.model().SerializeToString(deterministic=True)
+    programs, is_changed, state = [_copy(program)], [False], state_of(program)
     for one in passes:
         if program.phase in one.phases:
             one.run(program)
             program.prune_parameters()
-        before, model = model, program.model().SerializeToString(deterministic=True)
-        is_changed.append(model != before)
-        programs.append(_copy(program) if model != before else programs[-1])
+        before, state = state, state_of(program)
+        is_changed.append(state != before)
+        programs.append(_copy(program) if state != before else programs[-1])
     return _History(tuple(programs), tuple(is_changed))
 
 

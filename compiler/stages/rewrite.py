@@ -7,8 +7,7 @@ registered so far still holds. Where there is a probe, the pass did the same to 
 numbers keep the pass's contract.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +16,20 @@ import onnx
 from compiler.contracts.errors import CheckFailed, CompilerError, PassError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassRecord, PassReport
-from compiler.contracts.program import PHASES, Phase, Program, ProgramSet, TensorSpec
+from compiler.contracts.program import PHASES, Phase, Program, ProgramSet
 from compiler.contracts.progress import Progress
 from compiler.numerics.isomorphism import difference
 from compiler.numerics.measured_pass import Measured, MeasuredPhase
 from compiler.numerics.probe import ProbeModel
+from compiler.pass_checks import (
+    ProgramState,
+    report_problem,
+    signature_problem,
+    state_of,
+    structure_problem,
+)
 from compiler.pass_order import PlannedPass, check_order
 
-Specs = tuple[TensorSpec, ...]
 _AT_FAULT = "the pass is at fault: report it to its author"
 
 
@@ -43,7 +48,7 @@ class _PhaseState:
 
     Attributes:
         program: The real program.
-        model: Its ONNX bytes after the latest pass.
+        state: What it was after the latest pass.
         invariants: Those registered so far.
         probe: The program that is measured; the real one itself with `verify: model`.
         numbers: Its numbers.
@@ -51,7 +56,7 @@ class _PhaseState:
     """
 
     program: Program
-    model: bytes
+    state: ProgramState
     invariants: list[Invariant] = field(default_factory=list)
     probe: Program | None = None
     numbers: MeasuredPhase | None = None
@@ -83,7 +88,9 @@ def rewrite(
     states: dict[Phase, _PhaseState] = {
         phase: _entered(program, probe) for phase, program in programs.programs.items()
     }
-    snapshots = {snapshot_name(phase, 0, "trace"): state.model for phase, state in states.items()}
+    snapshots = {
+        snapshot_name(phase, 0, "trace"): state.state.model for phase, state in states.items()
+    }
     records: list[PassRecord] = []
     for number, planned in enumerate(passes, start=1):
         name = planned.rewrite.name
@@ -92,7 +99,7 @@ def rewrite(
                 continue
             state = states[phase]
             records.append(_run(planned, state, is_verified=is_verified))
-            snapshots[snapshot_name(phase, number, name)] = state.model
+            snapshots[snapshot_name(phase, number, name)] = state.state.model
         if progress is not None:
             progress.update(number, len(passes), "passes")
     return Rewritten(programs, tuple(records), snapshots)
@@ -105,9 +112,9 @@ def snapshot_name(phase: Phase, number: int, name: str) -> str:
 
 def _entered(program: Program, probe: ProbeModel | None) -> _PhaseState:
     model = program.model()
-    problem = _invalid(program, model)
+    problem = structure_problem(program, model)
     assert problem is None, f"the traced {program.phase} graph is invalid: {problem}"
-    state = _PhaseState(program, model.SerializeToString(deterministic=True))
+    state = _PhaseState(program, state_of(program, model))
     if probe is not None:
         state.probe = probe.programs.programs[program.phase]
         state.numbers = MeasuredPhase(
@@ -117,25 +124,23 @@ def _entered(program: Program, probe: ProbeModel | None) -> _PhaseState:
             has_float64=state.probe is not program,
         )
         state.measured = state.numbers.at_start
-        problem = difference(program, state.probe)
-        assert problem is None, f"the {program.phase} graph differs from its probe: {problem}"
+        unlike = difference(program, state.probe)
+        assert unlike is None, f"the {program.phase} graph differs from its probe: {unlike}"
     return state
 
 
 def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> PassRecord:
-    rewriting, program = planned.rewrite, state.program
-    before, signature = state.model, (program.inputs(), program.outputs())
-    known = _names(program)
+    rewriting, program, before = planned.rewrite, state.program, state.state
     state.invariants += rewriting.invariants(program)
     report = rewriting.run(program)
     program.prune_parameters()
     model = program.model()
-    state.model = model.SerializeToString(deterministic=True)
+    after = state.state = state_of(program, model)
     if is_verified:
         problem = (
             _structure_problem(program, model)
-            or _signature_problem(rewriting, signature, program)
-            or _report_problem(report, known | _names(program), is_changed=state.model != before)
+            or signature_problem(rewriting, before, after)
+            or report_problem(report, before, after)
             or _invariant_problem(state)
         )
         if problem is not None:
@@ -143,7 +148,7 @@ def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> Pass
                 f"{_said(planned, program)}: {problem}", where=planned.place, hint=_AT_FAULT
             )
     _check_expected(planned, report, program)
-    measured = _measure(planned, state, report, is_changed=state.model != before)
+    measured = _measure(planned, state, report, is_changed=before != after)
     return PassRecord(
         rewriting.name,
         program.phase,
@@ -152,6 +157,11 @@ def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> Pass
         error=None if measured is None else measured.error,
         float64_error=None if measured is None else measured.float64_error,
     )
+
+
+def _structure_problem(program: Program, model: onnx.ModelProto) -> str | None:
+    problem = structure_problem(program, model)
+    return None if problem is None else f"left an invalid graph: {problem[1]}"
 
 
 def _measure(
@@ -216,63 +226,9 @@ def _check_expected(planned: PlannedPass, report: PassReport, program: Program) 
         )
 
 
-def _structure_problem(program: Program, model: onnx.ModelProto) -> str | None:
-    problem = _invalid(program, model)
-    return None if problem is None else f"left an invalid graph: {problem}"
-
-
-def _signature_problem(
-    rewriting: Pass, before: tuple[Specs, Specs], program: Program
-) -> str | None:
-    if rewriting.changes_signature:
-        return None
-    after = (program.inputs(), program.outputs())
-    for side, old, new in zip(("inputs", "outputs"), before, after, strict=True):
-        if old != new:
-            return f"changed the signature without declaring it: {side} {old} became {new}"
-    return None
-
-
-def _report_problem(report: PassReport, known: Collection[str], *, is_changed: bool) -> str | None:
-    """What the report says of another graph; `known` are names before and after the pass."""
-    if report.rewrites and not is_changed:
-        return f"reports {len(report.rewrites)} rewrites, but the graph is unchanged"
-    if is_changed and not report.rewrites:
-        return "reports no rewrite, but the graph changed"
-    unknown = next((name for name in report.rewrites if name not in known), None)
-    return None if unknown is None else f"reports {unknown!r}, which no node or tensor is called"
-
-
-def _names(program: Program) -> set[str]:
-    """Names of nodes and of what they make."""
-    nodes = program.graph.nodes
-    return {name for node in nodes for name in (node.name, *(t.name for t in node.outputs))}
-
-
 def _invariant_problem(state: _PhaseState) -> str | None:
     for invariant in state.invariants:
         violations = invariant.violations(state.program)
         if violations:
             return f"broke '{invariant.name}': {'; '.join(violations)}"
-    return None
-
-
-def _invalid(program: Program, model: onnx.ModelProto) -> str | None:
-    """What is wrong with the skeleton; None when nothing is."""
-    repeated = [
-        name for name, n in Counter(node.name for node in model.graph.node).items() if n > 1
-    ]
-    if repeated:
-        return f"several nodes are called {repeated[0]!r}"
-    unnamed = next((node for node in model.graph.node if not node.name), None)
-    if unnamed is not None:
-        return f"a {unnamed.op_type} node has no name"
-    present = {tensor.name for tensor in program.graph.inputs}
-    missing = [name for name in program.weights if name not in present]
-    if missing:
-        return f"parameter {missing[0]!r} is in the weight table and not in the graph"
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())
     return None

@@ -11,6 +11,8 @@ from compiler.contracts.pass_base import Pass
 from compiler.contracts.progress import Progress
 from compiler.pass_kit import Outcome, Tried, check_pass, try_pass
 from compiler.pass_kit.counterexample import case_text, read_case
+from compiler.pass_kit.earlier_passes import choices_of, plainest
+from compiler.registry import load_pass
 from compiler.yaml_source import Source, apply_overrides
 
 
@@ -22,12 +24,14 @@ class TryResult:
     counterexample: Path | None
 
 
-def named_pass(name: str, settings: Sequence[str]) -> Pass:
+def named_pass(name: str, settings: Sequence[str], *, is_shown: bool = False) -> Pass:
     """The pass that a command line names.
 
     Args:
         name: A registered name, or `file.py:Class` from the current folder.
         settings: `option=value` items; values are YAML.
+        is_shown: Whether it is only shown, so that an option that has to be given, and is one of
+            several words, may be the first of them.
 
     Raises:
         CompilerError: There is no such pass, or it has no such option or value.
@@ -39,6 +43,8 @@ def named_pass(name: str, settings: Sequence[str]) -> Pass:
             "write for example --set position=last",
         )
         raise ConfigError(message, where="--set", hint=hint, code="bad-override")
+    if is_shown:
+        settings = [*_first_words(name), *settings]
     source = apply_overrides(Source("command line", {}), settings)
     raise_all(source.errors)
     spec, errors = read_options(name, source.data, source, (), folder=Path.cwd())
@@ -46,6 +52,13 @@ def named_pass(name: str, settings: Sequence[str]) -> Pass:
     assert spec is not None, "options without errors"
     (rewriting,) = build_passes([spec], folder=Path.cwd())
     return rewriting
+
+
+def _first_words(name: str) -> list[str]:
+    """`option=word` for each option that is one of several words: its default, or the first."""
+    kind = load_pass(name, base=Path.cwd(), where="command line")
+    one = plainest(kind)
+    return [] if one is None else [f"{word}={getattr(one, word)}" for word in choices_of(kind)]
 
 
 def try_on_graphs(

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -70,7 +71,7 @@ def errors(output: str) -> list[dict[str, str]]:
     return found["errors"]
 
 
-@pytest.mark.parametrize("verb", ["", "build", "run", "compare", "check", "passes"])
+@pytest.mark.parametrize("verb", ["", "build", "run", "compare", "check", "bisect", "passes"])
 def test_help_imports_nothing_heavy(verb):
     code = (
         "import sys\nfrom compiler.cli import main\n"
@@ -135,15 +136,38 @@ def test_build_passes_its_options_on(workflow, capsys):
             {"name": "package", "seconds": 2.0, "peak_rss_bytes": 1_230_000_000},
         ],
         "passes": [
-            {"name": "fold-mask", "phase": "prefill", "rewrites": 3, "skips": []},
+            {
+                "name": "fold-mask",
+                "phase": "prefill",
+                "rewrites": 3,
+                "skips": [],
+                "error": None,
+                "float64_error": None,
+            },
             {
                 "name": "fold-mask",
                 "phase": "decode",
                 "rewrites": 0,
                 "skips": [{"node": "model/Add", "reason": "no mask"}],
+                "error": None,
+                "float64_error": None,
             },
         ],
     }
+
+
+def test_build_shows_what_passes_did_to_the_numbers(workflow, capsys):
+    measured = replace(BUILT.passes[0], error=0.0, float64_error=1.5e-6)
+    built = SimpleNamespace(**{**vars(BUILT), "passes": (measured, BUILT.passes[1])})
+    workflow("build", lambda *_, **__: built)
+    assert main(["build", "model.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("pass "))
+    assert [line.split() for line in lines[header : header + 3]] == [
+        ["pass", "phase", "rewrites", "skips", "difference", "from", "float64"],
+        ["fold-mask", "prefill", "3", "0", "0", "1.5e-06"],
+        ["fold-mask", "decode", "0", "1", "-", "-"],
+    ]
 
 
 def test_build_prints_lines_where_there_is_no_terminal(workflow, capsys):

@@ -71,6 +71,15 @@ def test_explain_takes_options(run):
     assert "Slice(" in one["example_after"]
 
 
+def test_explain_needs_no_option_that_is_one_of_several_words(run):
+    code, out, _ = run("explain", "cast-dtype", "--json")
+    assert code == 0
+    assert "Cast <to: int = 10>" in json.loads(out)["example_after"]
+    code, _, err = run("test", "cast-dtype")
+    assert code == 2
+    assert "pass 'cast-dtype' needs the option 'dtype'" in err
+
+
 def test_new_says_what_to_do_next(run):
     code, out, err = run("new", "square-norms", "--folder", "mine")
     assert (code, out) == (0, "mine/square_norms.py\nmine/test_square_norms.py\n")

@@ -12,6 +12,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
+from compiler.contracts.weights import cast
 from compiler.pass_kit import Case, Finding, Outcome, case_of, check_pass, program_from_text
 
 TEXT = """
@@ -127,6 +128,13 @@ def is_silent(program: Program) -> PassReport:
     return PassReport()
 
 
+def changes_a_weight(program: Program) -> PassReport:
+    program.weights["head.weight"] = cast(
+        cast(program.weights["head.weight"], "float16"), "float32"
+    )
+    return PassReport()
+
+
 def misnames(program: Program) -> PassReport:
     swaps(program)
     return PassReport(("head/Sum",))
@@ -135,14 +143,23 @@ def misnames(program: Program) -> PassReport:
 @pytest.mark.parametrize(
     ("edit", "check", "said"),
     [
-        (unnamed, "structure", "leaves a Relu node without a name"),
-        (twice, "structure", "leaves several nodes called 'head/Add'"),
-        (invalid, "structure", "leaves an invalid graph: No Op registered for Rellu"),
-        (drops_an_input, "structure", "leaves an invalid graph: "),
-        (widens_the_output, "signature", "changes the outputs without declaring it: ['y'] became"),
-        (lies_of_a_rewrite, "report", "reports rewrites, 1, but the graph is unchanged"),
+        (unnamed, "structure", "a Relu node has no name"),
+        (twice, "structure", "several nodes are called 'head/Add'"),
+        (invalid, "structure", "No Op registered for Rellu"),
+        (drops_an_input, "structure", "Nodes in a graph must be "),
+        (
+            widens_the_output,
+            "signature",
+            "changed the outputs without declaring it: ['y [1, 4, 2]'] became",
+        ),
+        (lies_of_a_rewrite, "report", "reports 1 rewrites, but the graph is unchanged"),
         (is_silent, "report", "reports no rewrite, but the graph changed"),
-        (misnames, "report", "reports a rewrite, 'head/Sum', which no node or tensor is called"),
+        (
+            changes_a_weight,
+            "report",
+            "reports no rewrite, but weights, aliases or logits_of changed",
+        ),
+        (misnames, "report", "reports 'head/Sum', which no node or tensor is called"),
     ],
 )
 def test_a_graph_that_is_wrong(edit: Callable[[Program], PassReport], check: str, said: str):

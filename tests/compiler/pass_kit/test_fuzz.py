@@ -7,7 +7,7 @@ import pytest
 from built_in_passes import built_in_passes
 
 from compiler import registry
-from compiler.contracts.errors import PassError
+from compiler.contracts.errors import ConfigError, PassError
 from compiler.contracts.pass_base import Pass, PassReport, Skip
 from compiler.contracts.program import Program
 from compiler.pass_kit import draw_recipe, plain_recipe, try_pass
@@ -98,10 +98,17 @@ def test_earlier_passes_vary():
     assert {recipe.options.phase for recipe in drawn} == {"prefill", "decode"}
 
 
-def test_the_plain_place_is_behind_what_a_pass_follows():
+def test_the_plain_place_is_behind_what_a_pass_requires():
     recipe = plain_recipe(InsertStridedSlice())
     assert [one.name for one in recipe.earlier] == ["fold-mask"]
     assert str(recipe) == "prefill, 1 layer, 2 query and 1 key heads, seed 0, after fold-mask"
+
+
+@pytest.mark.parametrize("rewriting", built_in_passes(), ids=str)
+def test_every_built_in_pass_has_a_plain_place(rewriting: Pass):
+    recipe = plain_recipe(rewriting)
+    assert recipe.case() is not None
+    assert {one.name for one in recipe.earlier} == recipe.kept >= set(rewriting.required())
 
 
 def test_a_plainer_recipe_keeps_what_the_pass_requires():
@@ -130,3 +137,27 @@ def test_blocks_that_an_earlier_pass_refuses_are_not_drawn_for_ever(
     monkeypatch.setattr(registry, "load_pass", lambda name: {"refuse-all": Refuses}[name])
     tried = try_pass(NeedsMore(), graphs=2)
     assert (tried.graphs, tried.passed, tried.failure) == (0, False, None)
+
+
+@dataclass(frozen=True)
+class Counts(Pass):
+    """Has an option that nobody can guess."""
+
+    name: ClassVar = "count-things"
+    limit: int
+
+    def run(self, program: Program) -> PassReport:
+        return PassReport()
+
+
+def test_a_required_pass_needs_defaults(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "PASSES", {"count-things": "nowhere:Counts"})
+    monkeypatch.setattr(registry, "load_pass", lambda name: {"count-things": Counts}[name])
+
+    @dataclass(frozen=True)
+    class Needs(NeedsMore):
+        requires: ClassVar = ("count-things",)
+
+    with pytest.raises(ConfigError, match="'count-things' is required and has an option that"):
+        try_pass(Needs(), graphs=1)
+    assert try_pass(Idle(), graphs=6).graphs == 6, "elsewhere it is left out"
