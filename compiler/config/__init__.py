@@ -1,12 +1,19 @@
 """The declared format, parsed once into typed, frozen sections with a place for every value."""
 
 from compiler.config.build_config import BuildConfig, load_config
-from compiler.config.pass_list import DEFAULT_PASSES, PassOption, PassSpec, build_passes
+from compiler.config.pass_list import (
+    DEFAULT_PASSES,
+    EXPORTED_PASSES,
+    PassOption,
+    PassSpec,
+    build_passes,
+)
 from compiler.config.pass_section import NamedPass, PassSection
 from compiler.config.sections import CompareLimits, Dtype, Verify
 
 __all__ = [
     "DEFAULT_PASSES",
+    "EXPORTED_PASSES",
     "BuildConfig",
     "CompareLimits",
     "Dtype",

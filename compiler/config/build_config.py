@@ -76,8 +76,11 @@ class BuildConfig:
         """The YAML's list, or the default one, before `passes` and the target change it."""
         if self.passes.order is not None:
             return self.passes.order
-        insert_slice = self.frontend.model_kwargs.insert_slice
-        return default_passes(insert_slice=insert_slice, place=str(self.path))
+        return default_passes(
+            is_exported=self.frontend.type == "onnx",
+            insert_slice=self.frontend.model_kwargs.insert_slice,
+            place=str(self.path),
+        )
 
     @property
     def checkpoint(self) -> str:

@@ -24,9 +24,17 @@ if TYPE_CHECKING:
     from compiler.contracts.pass_base import Pass
 
 SLICE_PASS = "insert-strided-slice"
+# Of a traced model.
 DEFAULT_PASSES: tuple[str, ...] = (
     "keep-qkv-bias",
-    # What an exporter spells in its own way is brought to the form of a traced model.
+    "fold-constants",
+    "fold-mask",
+    "plan-kv-cache",
+    SLICE_PASS,
+)
+# Of an ONNX file: what an exporter spells in its own way is brought to a traced model's form first.
+EXPORTED_PASSES: tuple[str, ...] = (
+    "keep-qkv-bias",
     "fold-shapes",
     "fold-constants",
     "state-reshapes",
@@ -64,10 +72,12 @@ class PassSpec:
     source_sha256: str | None = None
 
 
-def default_passes(*, insert_slice: bool, place: str) -> tuple[PassSpec, ...]:
+def default_passes(*, is_exported: bool, insert_slice: bool, place: str) -> tuple[PassSpec, ...]:
     """The list that stands where the YAML has none."""
-    names = (name for name in DEFAULT_PASSES if insert_slice or name != SLICE_PASS)
-    return tuple(PassSpec(name, place=place) for name in names)
+    names = EXPORTED_PASSES if is_exported else DEFAULT_PASSES
+    return tuple(
+        PassSpec(name, place=place) for name in names if insert_slice or name != SLICE_PASS
+    )
 
 
 def read_passes(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from compiler import registry
-from compiler.config import DEFAULT_PASSES, PassSpec, build_passes, load_config
+from compiler.config import DEFAULT_PASSES, EXPORTED_PASSES, PassSpec, build_passes, load_config
 from compiler.contracts.errors import CompilerError, CompilerErrors
 from compiler.contracts.pass_base import Pass, PassReport
 
@@ -65,15 +65,7 @@ def errors_of(load, text: str) -> list[tuple[str | None, str, str]]:
 def test_default_passes(load):
     assert DEFAULT_PASSES == (
         "keep-qkv-bias",
-        "fold-shapes",
         "fold-constants",
-        "state-reshapes",
-        "widen-angles",
-        "restore-transpose",
-        "place-scale",
-        "drop-nan-guard",
-        "merge-equal",
-        "group-queries",
         "fold-mask",
         "plan-kv-cache",
         "insert-strided-slice",
@@ -83,6 +75,12 @@ def test_default_passes(load):
     sliceless = load(MINIMAL, overrides=("frontend.model_kwargs.insert_slice=false",))
     assert [spec.name for spec in sliceless.pass_list] == list(DEFAULT_PASSES[:-1])
     assert sliceless.passes.order is None
+
+
+def test_the_default_passes_of_an_exported_graph_are_those_and_more(load):
+    names = [spec.name for spec in load(MINIMAL, overrides=("frontend.type=onnx",)).pass_list]
+    assert names == list(EXPORTED_PASSES)
+    assert [name for name in names if name in DEFAULT_PASSES] == list(DEFAULT_PASSES)
 
 
 def test_passes_with_options(load):

@@ -15,7 +15,7 @@ from program_text import program_from_text
 from traced_models import CONTEXT, WINDOW
 
 from compiler import registry
-from compiler.config import DEFAULT_PASSES
+from compiler.config import EXPORTED_PASSES
 from compiler.relax import import_tvm, relax_from_program
 from compiler.stages.import_onnx import import_onnx, locate_onnx
 from compiler.stages.rewrite import PlannedPass, rewrite
@@ -73,7 +73,7 @@ def test_nothing_is_repeated_and_nothing_unknown_after_the_passes(
     path = write_export(tmp_path / "model.onnx", variant)
     checkpoint = locate_onnx(path, window=WINDOW)
     programs = import_onnx(path, checkpoint, window=WINDOW, context=CONTEXT)
-    planned = [PlannedPass(registry.load_pass(name)(), "test") for name in DEFAULT_PASSES]
+    planned = [PlannedPass(registry.load_pass(name)(), "test") for name in EXPORTED_PASSES]
     for program in rewrite(programs, planned).programs:
         operators = {node.op for node in program.graph.nodes}
         assert operators.isdisjoint({"Expand", "IsNaN", "GatherND", "Shape"})

@@ -15,7 +15,7 @@ from scrambled_models import scrambled, with_scale
 from traced_models import CONTEXT, WINDOW, TracedModels
 
 from compiler import registry
-from compiler.config import DEFAULT_PASSES
+from compiler.config import EXPORTED_PASSES
 from compiler.contracts.errors import CompilerError
 from compiler.contracts.pass_base import Contract, Pass, PassReport
 from compiler.contracts.program import Phase, Program, ProgramSet
@@ -23,7 +23,7 @@ from compiler.contracts.weights import CheckpointRef
 from compiler.stages.import_onnx import import_onnx, locate_onnx, probe_onnx
 from compiler.stages.rewrite import PlannedPass, rewrite
 
-PASSES = (*DEFAULT_PASSES, "fuse-attention", "fuse-rms-norm", "fuse-silu-mul", "store-weights")
+PASSES = (*EXPORTED_PASSES, "fuse-attention", "fuse-rms-norm", "fuse-silu-mul", "store-weights")
 TOLERANCE = 2e-5
 # (phase, past, valid): whole, padded, after a past, one token.
 RUNS: tuple[tuple[Phase, int, int], ...] = (
@@ -205,7 +205,7 @@ def test_fusions_find_in_an_export_what_they_find_in_a_trace(
     _, programs = imported(write_export(tmp_path / "model.onnx", "sdpa_18"))
     counts = []
     for given in (programs, traced_models.programs("own-head-dim", layers=LAYERS)):
-        names = (*DEFAULT_PASSES, *FUSIONS)
+        names = (*EXPORTED_PASSES, *FUSIONS)
         done = rewrite(given, [PlannedPass(registry.load_pass(name)(), "test") for name in names])
         counts.append([(r.name, r.phase, r.rewrites) for r in done.records if r.name in FUSIONS])
     assert counts[0] == counts[1]
