@@ -77,6 +77,7 @@ def compare(
         raise RunError(f"tokens is {tokens}, expected at least 1")
     loaded = [registry.load_target(name)() for name in names]
     _refuse_missing(loaded)
+    _refuse_unreadable(loaded, config)
     checkpoint = locate(config, progress=progress)
     inputs = _random_inputs(config, checkpoint, tokens=tokens, seed=seed)
     inputs += _text_inputs(config, checkpoint, prompts, tokens=tokens, progress=progress)
@@ -96,6 +97,17 @@ def compare(
         )
         for target in loaded[1:]
     )
+
+
+def _refuse_unreadable(targets: Sequence[Target], config: BuildConfig) -> None:
+    """An .onnx file is no checkpoint that a reference could read by itself."""
+    readers = [target.name for target in targets if target.opens == "checkpoint"]
+    if config.frontend.type == "onnx" and readers:
+        raise RunError(
+            f"target '{readers[0]}' reads a Hugging Face checkpoint, not an .onnx file",
+            where=config.place("frontend.type"),
+            hint="compare targets that run bundles, or the checkpoint that the file was made from",
+        )
 
 
 def _refuse_missing(targets: Sequence[Target]) -> None:

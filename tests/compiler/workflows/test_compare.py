@@ -148,3 +148,14 @@ def test_another_bundle_of_the_user_is_left_alone(
     assert compared(config).passed
     assert (theirs / "manifest.json").read_bytes() == manifest
     assert (tmp_path / "workspace" / "compare" / "tiny" / "manifest.json").is_file()
+
+
+def test_a_reference_that_reads_checkpoints_refuses_an_onnx_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        "frontend: {checkpoint: m.onnx, type: onnx, shape: {input_ids: [[16], [32]]}}\n"
+        "backend: {type: llvm}\n"
+    )
+    with pytest.raises(RunError, match="'torch' reads a Hugging Face checkpoint") as caught:
+        compare(load_config(path), targets=("torch", "llvm"))
+    assert str(caught.value.where).startswith(f"{path}:1")
