@@ -130,7 +130,7 @@ def rope_violations(
     if theta is not None and not is_positive_number(theta):
         return [wrong("rope_theta", theta, "a positive number")]
     longest = config.get("max_position_embeddings", default_length)
-    if kind != DEFAULT and not is_integer(longest, least=2):
+    if (kind != DEFAULT or longest is not None) and not is_integer(longest, least=2):
         return [wrong("max_position_embeddings", longest, "an integer over 1")]
     return list(_setting_violations(config, kind, head_dim=head_dim))
 

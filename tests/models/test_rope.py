@@ -191,6 +191,11 @@ def test_lengths_that_the_configuration_leaves_out():
             "max_position_embeddings",
         ),
         (
+            {"max_position_embeddings": "32k"},
+            "max_position_embeddings is '32k', expected an integer over 1",
+            "max_position_embeddings",
+        ),
+        (
             {"rope_scaling": {**YARN, "attention_factor": 0}},
             "rope_scaling.attention_factor is 0, expected a positive number",
             "rope_scaling.attention_factor",
