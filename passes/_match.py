@@ -217,12 +217,14 @@ def _match_linear(program: Program, product: gs.Node) -> Linear | str:
         for node in output.outputs
         if node.op == "Add"
         for one, other in operands(node)
-        if one is output and other.name in program.weights and len(other.shape) == 1
+        if one is output and other.name in program.weights and other.shape == weight.shape[1:]
     ]
     if not sums:
         return Linear(product, weight)
     if len(output.outputs) != 1:
         return f"{product.name} is read by {[node.name for node in output.outputs]} beside its bias"
+    if any(tensor is output for tensor in program.graph.outputs):
+        return f"{product.name} makes an output without its bias"
     return sums[0]
 
 

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from compiler import registry
+from compiler.contracts.pass_base import Contract
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -138,6 +139,14 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+def _spelled(contract: Contract) -> str:
+    """`close(1e-5, 1e-6)`, as the documentation writes it."""
+    if contract.kind != "close":
+        return f"{contract.kind}({', '.join(contract.outputs)})".removesuffix("()")
+    numbers = (f"{number:.0e}".replace("e-0", "e-") for number in (contract.rtol, contract.atol))
+    return f"close({', '.join(numbers)})"
+
+
 def test_every_pass_is_documented() -> None:
     document = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[`([a-z0-9-]+)`\]\(#([a-z0-9-]+)\) \|(.*)$", document, re.MULTILINE)
@@ -147,6 +156,7 @@ def test_every_pass_is_documented() -> None:
     assert [name for name, _, _ in rows] == [link for _, link, _ in rows] == sections
     for name, _, row in rows:
         kind = registry.load_pass(name)
+        assert _spelled(kind().promise()) in row, name
         named = [field.name for field in fields(kind)]
         named += [*kind.requires, *kind.after]
         assert {one for one in named if f"`{one}" not in row} == set(), name

@@ -135,6 +135,13 @@ DECLINED = {
             "layers.0.self_attn.q_proj/MatMul and layers.0.self_attn.v_proj/MatMul alone"
         },
     ),
+    "a product is an output without its bias": (
+        {"float[1, 4, 4] v1)": "float[1, 4, 4] v1, float[1, 4, 4] v0_raw)"},
+        {
+            "layers.0.self_attn.q_proj/MatMul": "layers.0.self_attn.v_proj/MatMul makes an output "
+            "without its bias"
+        },
+    ),
     "a product is read beside its bias": (
         {"Tanh (q0_sum)": "Sub (q0_sum, q0)"},
         {
@@ -152,6 +159,22 @@ def test_what_only_looks_like_it_is_declined(case: str):
     report = run_pass(FuseQKV(), program)
     assert {skip.node: skip.reason for skip in report.skips} == wanted
     assert report.rewrites == SPLITS[1:]
+
+
+def test_a_vector_that_is_no_bias_is_added_behind_the_split():
+    biases = {part: f'"layers.0.self_attn.{part}_proj.bias"' for part in "qkv"}
+    single = {
+        f"float[{8 if part == 'q' else 4}] {bias}": f"float[1] {bias}"
+        for part, bias in biases.items()
+    }
+    text = changed(BEFORE, single)
+    program = linears_from_text(text)
+    wanted = run_program(program, {"x": X, **random_parameters(program)})
+    assert run_pass(FuseQKV(), program).rewrites == SPLITS
+    assert "layers.0.self_attn.qkv_proj.bias" not in program.weights
+    found = run_program(program, {"x": X, **random_parameters(program)})
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_weights_of_several_dtypes_are_declined():

@@ -1,5 +1,6 @@
 """The head is padded to a multiple, and its padding cut off again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from program_runs import (
 from program_text import Golden, changed, linears_from_text, text_of
 from traced_models import VOCABULARY, WINDOW, TracedModels
 
+from compiler.config import PassSpec, build_passes
+from compiler.contracts.errors import ConfigError
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import source
@@ -169,5 +172,10 @@ def test_options():
     assert PadVocabulary.after == ("insert-strided-slice",)
     assert "pad-vocabulary" in StoreWeights.after
     assert not PadVocabulary.changes_signature
-    with pytest.raises(ValueError, match="multiple is 0, expected 1 or more"):
-        PadVocabulary(multiple=0)
+
+
+def test_the_option_is_read_from_the_yaml(tmp_path: Path):
+    spec = PassSpec("pad-vocabulary", {"multiple": 32}, place="model.yaml:3:5")
+    assert build_passes([spec], folder=tmp_path) == (PadVocabulary(multiple=32),)
+    with pytest.raises(ConfigError, match="refuses its options: multiple is 0, expected 1 or more"):
+        build_passes([replace(spec, options={"multiple": 0})], folder=tmp_path)
