@@ -42,6 +42,9 @@ def insert_strided_slice(program: Program, position: Position) -> PassReport:
     logits = next(tensor for tensor in graph.outputs if tensor.name == "logits")
     if logits.shape[1] == 1:
         return PassReport(skips=(Skip(head.name, "it reads one token already"),))
+    if position == "last_valid" and all(t.name != "valid_length" for t in graph.inputs):
+        reason = "there is no valid_length input: fold-mask declined"
+        return PassReport(skips=(Skip(head.name, reason),))
     kept = _kept_row(program, head.inputs[0], position)
     head.inputs = [kept, head.inputs[1]]
     logits.shape = [logits.shape[0], 1, logits.shape[2]]

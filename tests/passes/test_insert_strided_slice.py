@@ -108,6 +108,15 @@ def test_another_head_is_declined(replaced: dict[str, str], declined: dict[str, 
     assert text_of(program) == before
 
 
+def test_a_mask_that_was_not_folded_says_nothing_of_the_last_valid_token():
+    program = program_from_text(TEXT)
+    before = text_of(program)
+    assert reasons(run_pass(InsertStridedSlice(), program)) == {
+        "lm_head/MatMul": "there is no valid_length input: fold-mask declined"
+    }
+    assert text_of(program) == before
+
+
 def test_a_head_with_a_bias_is_sliced_before_its_product():
     text = changed(
         TEXT,
