@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -156,7 +156,9 @@ def test_every_pass_is_documented() -> None:
     assert [name for name, _, _ in rows] == [link for _, link, _ in rows] == sections
     for name, _, row in rows:
         kind = registry.load_pass(name)
-        assert _spelled(kind().promise()) in row, name
+        # A pass whose options decide its promise says so in words.
+        if all(field.default is not MISSING for field in fields(kind)):
+            assert _spelled(kind().promise()) in row, name
         named = [field.name for field in fields(kind)]
         named += [*kind.requires, *kind.after]
         assert {one for one in named if f"`{one}" not in row} == set(), name
