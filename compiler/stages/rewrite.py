@@ -112,8 +112,8 @@ def snapshot_name(phase: Phase, number: int, name: str) -> str:
 
 def _entered(program: Program, probe: ProbeModel | None) -> _PhaseState:
     model = program.model()
-    problem = structure_problem(program, model)
-    assert problem is None, f"the traced {program.phase} graph is invalid: {problem}"
+    kind, problem = structure_problem(program, model) or ("", "")
+    assert not kind, f"the traced {program.phase} graph is invalid: {problem}"
     state = _PhaseState(program, state_of(program, model))
     if probe is not None:
         state.probe = probe.programs.programs[program.phase]
