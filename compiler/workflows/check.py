@@ -1,7 +1,7 @@
 """config -> what would be built, and everything that is wrong with it, reading no weight."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from compiler.bundle_place import existing_bundle
@@ -95,7 +95,9 @@ def check(config: BuildConfig) -> CheckResult:
 def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     checkpoint = locate(config, progress=Progress(), is_hashed=False)
     decided = plan_build(config, checkpoint)
-    found = traced(config, checkpoint)
+    # The model's own numbers would need its weights; the probe's say the same of the passes.
+    is_numeric = config.verify in ("probe", "model")
+    found = traced(replace(config, verify="probe") if is_numeric else config, checkpoint)
     rewritten = rewrite(
         found.programs, decided.passes, is_verified=config.verify != "off", probe=found.probe
     )

@@ -55,8 +55,9 @@ def test_the_plan_is_what_a_build_makes(built_bundles: BuiltBundles, model: Tiny
     ]
 
 
+@pytest.mark.parametrize("verify", ["probe", "model"])
 def test_no_weight_is_read(
-    built_bundles: BuiltBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built_bundles: BuiltBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
     """The weights are a hole in the file, as long as they should be, and nobody looks at it."""
     yaml = built_bundles.variant(tmp_path, name="sparse")
@@ -73,7 +74,7 @@ def test_no_weight_is_read(
     read: list[str] = []
     monkeypatch.setattr(StoredTensor, "rows", lambda self, *_: read.append(str(self.file)))
 
-    result = checked(yaml, f"frontend.checkpoint={target}")
+    result = checked(yaml, f"frontend.checkpoint={target}", f"verify={verify}")
     expected = checked(built_bundles.yaml())
     assert result.errors == ()
     assert read == []
@@ -122,6 +123,6 @@ def test_a_damaged_checkpoint_is_an_error(built_bundles: BuiltBundles, tmp_path:
         (target / name).write_bytes((built_bundles.checkpoint() / name).read_bytes())
     with (target / "model.safetensors").open("r+b") as stream:
         stream.truncate(20_000)
-    result = checked(yaml, f"frontend.checkpoint={target}")
+    result = checked(yaml, f"frontend.checkpoint={target}", f"verify={verify}")
     assert (result.ok, result.plan) == (False, None)
     assert "model.safetensors" in str(result.errors[0].where)
