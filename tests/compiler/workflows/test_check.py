@@ -123,6 +123,6 @@ def test_a_damaged_checkpoint_is_an_error(built_bundles: BuiltBundles, tmp_path:
         (target / name).write_bytes((built_bundles.checkpoint() / name).read_bytes())
     with (target / "model.safetensors").open("r+b") as stream:
         stream.truncate(20_000)
-    result = checked(yaml, f"frontend.checkpoint={target}", f"verify={verify}")
+    result = checked(yaml, f"frontend.checkpoint={target}")
     assert (result.ok, result.plan) == (False, None)
     assert "model.safetensors" in str(result.errors[0].where)
