@@ -1,11 +1,16 @@
-"""SmolLM2 exported at opset 23, where norms, rotary embedding and attention are one node each."""
+"""SmolLM2 exported to ONNX as a Qwen2 says what transformers says of its GGUF file.
+
+At opset 23 norms, rotary embedding and attention are one node each.
+"""
 
 from pathlib import Path
 
 import pytest
 from trained_export import assert_64_tokens_equal
 
+pytestmark = pytest.mark.accept
 
-@pytest.mark.accept
-def test_opset_23_with_sdpa_attention(tmp_path: Path) -> None:
-    assert_64_tokens_equal(tmp_path, attention="sdpa", opset=23)
+
+@pytest.mark.parametrize(("opset", "attention"), [(18, "eager"), (23, "sdpa")])
+def test_the_same_64_tokens(tmp_path: Path, opset: int, attention: str) -> None:
+    assert_64_tokens_equal(tmp_path, attention=attention, opset=opset)

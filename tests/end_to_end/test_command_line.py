@@ -60,7 +60,10 @@ def test_build_as_json(built: Mapping[str, object], folder: Path) -> None:
         assert 10_000_000 < stage["peak_rss_bytes"] < 4_000_000_000
     passes = items_of(built["passes"])
     for record in passes:
-        assert keys_of(record) == ["name", "phase", "rewrites", "skips"]
+        keys = ["name", "phase", "rewrites", "skips", "error", "float64_error"]
+        assert keys_of(record) == keys
+        assert isinstance(record["error"], float)
+        assert isinstance(record["float64_error"], float)
         assert record["phase"] in ("prefill", "decode")
         for skip in record["skips"]:
             assert keys_of(skip) == ["node", "reason"]

@@ -29,10 +29,14 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of every line that a reader would type; `make` has tests of its own."""
+    """(page, command) of every line that a reader would type, each once.
+
+    `make` has tests of its own.
+    """
     lines = [(page, line) for page, content in blocks("console") for line in content.splitlines()]
     assert all(line.startswith("$ ") for _, line in lines), "a console block holds output"
-    return [(page, line[2:]) for page, line in lines if not line.startswith("$ make")]
+    pages = {line[2:]: page for page, line in reversed(lines) if not line.startswith("$ make")}
+    return [(page, command) for command, page in reversed(pages.items())]
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +69,9 @@ def test_a_documented_command_runs(page, command, checkout):
 
 
 def test_the_documented_program_answers(checkout):
-    programs = blocks("python")
-    assert len(programs) == 1
+    (shown,) = (content for page, content in blocks("python") if page == "README.md")
     program = checkout / "documented.py"
-    program.write_text(programs[0][1], encoding="utf-8")
+    program.write_text(shown, encoding="utf-8")
     assert run_shell("python documented.py", checkout) == "The capital of France is Paris."
 
 
