@@ -14,7 +14,7 @@ from compiler import registry
 from compiler.config import EXPORTED_PASSES
 from compiler.contracts.errors import CheckpointError
 from compiler.contracts.program import OPSET, Program, quiet_graphsurgeon
-from compiler.contracts.weights import source
+from compiler.contracts.weights import source, value
 from compiler.pass_order import PlannedPass
 from compiler.stages.import_onnx import import_onnx, locate_onnx
 from compiler.stages.rewrite import rewrite
@@ -70,12 +70,15 @@ def as_program(model: onnx.ModelProto) -> Program:
     graph = gs.import_onnx(model)
     weights = {}
     for name, tensor in graph.tensors().items():
-        if isinstance(tensor, gs.Constant) and tensor.values.nbytes > 200:
-            weights[name] = source(name, tuple(tensor.shape), "float32")
-            tensor.to_variable(np.dtype(np.float32), list(tensor.shape))
-            graph.inputs.append(tensor)
-    for node in graph.nodes:
-        node.domain = node.domain or None
+        if not isinstance(tensor, gs.Constant) or tensor.values.nbytes <= 200:
+            continue
+        weights[name] = source(name, tuple(tensor.shape), "float32")
+        parameter = gs.Variable(name, np.dtype(np.float32), list(tensor.shape))
+        for node in list(tensor.outputs):
+            node.inputs = [parameter if one is tensor else one for one in node.inputs]
+        graph.inputs.append(parameter)
+    for index, node in enumerate(graph.nodes):
+        node.name, node.domain = f"node_{index}/{node.op}", node.domain or None
     shapes = {name: weight.shape for name, weight in weights.items()}
     return Program("prefill", graph, WINDOW, WINDOW, LAYERS, weights, checkpoint_tensors=shapes)
 
@@ -119,7 +122,6 @@ def test_passes_match_a_graph_without_a_past(tmp_path: Path):
         "fuse-silu-mul": LAYERS,
         "fuse-rotary": 2 * LAYERS,
     }
-    from compiler.contracts.weights import value
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
         return values[name][start:stop]
