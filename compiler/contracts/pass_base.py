@@ -26,8 +26,8 @@ class Contract:
         kind: `exact` (equal to the bit), `close` (within rtol and atol), `rounds` (within atol,
             and in float64, where nothing is rounded, within 1e-9), or `changes` (the named outputs
             mean something else; `adapt_outputs` states what they must equal).
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        rtol: Relative to the entry that is compared.
+        atol: Relative to the output's largest magnitude, or to 1 where that is less.
         outputs: The outputs that `changes` names.
     """
 

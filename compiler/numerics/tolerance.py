@@ -37,8 +37,9 @@ def first_breach(
     """The first output of `wanted` that `found` does not keep; None when all are kept.
 
     Args:
-        contract: `exact` asks for equal bits, the others for |found - wanted| <= atol + rtol *
-            |wanted|, entry by entry.
+        contract: `exact` asks for equal bits, the others for |found - wanted| <= atol * scale +
+            rtol * |wanted|, entry by entry, where scale is the output's largest magnitude or 1: a
+            small entry of a large output is a sum of large terms, and rounds as they do.
         wanted: What the outputs must be.
         found: What they are; may hold more.
         float64: The same outputs in float64, to say which of two numbers is right.
@@ -79,7 +80,8 @@ def _breach(
             said = f"{_entry(name, index)} is {values[index]}{whose}"
             return Breach(name, "non-finite", said, index)
     error = np.abs(given - exact)
-    allowed = contract.atol + contract.rtol * np.abs(exact)
+    scale = max(1.0, float(np.abs(exact).max()))
+    allowed = contract.atol * scale + contract.rtol * np.abs(exact)
     index = tuple(int(axis) for axis in np.unravel_index(np.argmax(error - allowed), error.shape))
     if error[index] <= allowed[index]:
         return None

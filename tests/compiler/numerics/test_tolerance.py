@@ -41,7 +41,7 @@ def test_outputs_that_nobody_asked_for_are_left_alone():
         (
             outputs(y=[1.02, 2.03]),
             "value",
-            "y[1] is 2.02999997, expected 2 (off by 0.03, allowed 0.012)",
+            "y[1] is 2.02999997, expected 2 (off by 0.03, allowed 0.022)",
         ),
     ],
 )
@@ -49,6 +49,14 @@ def test_what_is_not(found: dict[str, np.ndarray], finding: str, said: str):
     breach = first_breach(CLOSE, outputs(y=[1.0, 2.0]), found)
     assert breach is not None
     assert (breach.finding, breach.said) == (finding, said)
+
+
+def test_a_small_entry_rounds_as_the_large_ones_do():
+    large = outputs(y=[24.0, 0.1])
+    assert first_breach(Contract.close(rtol=0, atol=1e-5), large, outputs(y=[24.0, 0.1002])) is None
+    assert first_breach(Contract.close(rtol=0, atol=1e-5), large, outputs(y=[24.0, 0.1004]))
+    small = outputs(y=[1e-3, 1e-4])
+    assert first_breach(Contract.close(rtol=0, atol=1e-5), small, outputs(y=[1e-3, 1.2e-4]))
 
 
 def test_exact_means_the_last_bit():
