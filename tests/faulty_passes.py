@@ -150,6 +150,12 @@ def wrong_channel(program: Program) -> None:
     program.weights[name] = _rows_swapped(program.weights[name])
 
 
+def swap_bias(program: Program) -> None:
+    """The first two entries of one layer's value bias change places."""
+    name = f"model.layers.{LAYER}.self_attn.v_proj.bias"
+    program.weights[name] = _rows_swapped(program.weights[name])
+
+
 def _rows_swapped(weight: Weight) -> Weight:
     rows = weight.shape[0]
     return concat([cut(weight, 0, 1, 2), cut(weight, 0, 0, 1), cut(weight, 0, 2, rows)])

@@ -6,6 +6,7 @@ pass: inputs and outputs adapted -> what the new graph must give --run--> within
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +17,12 @@ from compiler.contracts.program import Program
 from compiler.contracts.weights import RowReader, Weight, value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import lengths_of, program_feeds
-from compiler.numerics.reference_run import ReferenceSession, in_float64, ort_value
+from compiler.numerics.float64 import RoundingCheck, in_float64, widened
+from compiler.numerics.reference_run import ReferenceSession, ort_value
 from compiler.numerics.tolerance import Breach, first_breach, largest_error
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
-
-
-# What two orders of arithmetic may differ by in float64.
-_UNROUNDED = Contract.close(rtol=1e-9, atol=1e-9)
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class MeasuredPhase:
 
     def _in_float64(self, inputs: Sequence[Arrays]) -> list[Arrays]:
         session = ReferenceSession(in_float64(self._model))
-        parameters = _widened(self._parameters.arrays(self._weights))
-        return [session.run({**parameters, **_widened(given)}) for given in inputs]
+        parameters = widened(self._parameters.arrays(self._weights))
+        return [session.run({**parameters, **widened(given)}) for given in inputs]
 
     def follow(self, rewriting: Pass, program: Program) -> Measured:
         """Run the graph after a pass on the inputs of the one before it.
@@ -117,20 +115,18 @@ class MeasuredPhase:
 
     def _check_rounding(self, rewriting: Pass, program: Program) -> None:
         """Where nothing is rounded, the graphs before and after must agree."""
-        old, new = in_float64(self._model), in_float64(program.model())
+        check = RoundingCheck(self._model, program.model())
         weights = rewriting.adapt_weights(self._parameters.arrays(self._weights), program)
-        wide = _widened(weights), _widened(self._parameters.arrays(program.weights))
-        before, after = ReferenceSession(old), ReferenceSession(new)
+        parameters = self._parameters.arrays(program.weights)
         for case in self._cases:
-            inputs = _widened(case.inputs)
-            outputs = before.run({**wide[0], **inputs})
-            adapted = _adapted(_Case(inputs, outputs, None), rewriting, program)
-            runs = Run(old, {**wide[0], **inputs}), Run(new, {**wide[1], **adapted.inputs})
-            breach = first_breach(_UNROUNDED, adapted.outputs, after.run(runs[1].feeds))
+            feeds = (
+                {**weights, **case.inputs},
+                {**parameters, **rewriting.adapt_inputs(case.inputs, program)},
+            )
+            wanted = partial(rewriting.adapt_outputs, old_inputs=case.inputs, program=program)
+            breach = check.breach(*feeds, wanted)
             if breach is not None:
-                where = first_divergence(*runs, wanted=adapted.outputs)
-                said = replace(breach, said=f"in float64, too, {breach.said}")
-                raise _left(rewriting.promise(), said, where)
+                raise _left(rewriting.promise(), breach, check.divergence(*feeds, wanted))
 
     def _with_adapted_weights(self, rewriting: Pass, program: Program) -> tuple[_Case, ...]:
         """The cases as the graph before the pass answers them on the weights that it rounds to."""
@@ -187,14 +183,6 @@ class ParameterValues:
     def arrays(self, weights: Mapping[str, Weight]) -> dict[str, np.ndarray]:
         """By parameter name, evaluated anew."""
         return {name: value(weight, self._read) for name, weight in weights.items()}
-
-
-def _widened(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Every float array in float64."""
-    return {
-        name: array.astype(np.float64) if array.dtype.kind in "fV" else array
-        for name, array in arrays.items()
-    }
 
 
 def _left(contract: Contract, breach: Breach, divergence: Divergence | None) -> CheckFailed:

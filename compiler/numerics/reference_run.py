@@ -1,8 +1,7 @@
 """Graphs on onnxruntime as a reference: unoptimised and on one thread.
 
 Equal arithmetic then gives equal bits. onnxruntime's own fusions must not be what is measured: by
-default it turns DequantizeLinear and MatMul into a product with int8 activations. Float64 is the
-same graph with every float widened.
+default it turns DequantizeLinear and MatMul into a product with int8 activations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnx.inliner
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays
@@ -20,9 +18,7 @@ from compiler.numerics.half_precision import spelled_in_float32
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _BFLOAT16 = "tensor(bfloat16)"
-_DOUBLE = onnx.TensorProto.DOUBLE
 
 
 class ReferenceSession:
@@ -138,64 +134,3 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return tapped
-
-
-def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same arithmetic with every float tensor, constant and cast in float64."""
-    wide = onnx.inliner.inline_local_functions(model)
-    graph = wide.graph
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type in _FLOATS:
-            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    del graph.value_info[:]
-    for tensor in graph.initializer:
-        _widen(tensor)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
-    nodes = [wide_node for node in graph.node for wide_node in _in_float64(node, ranks)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return wide
-
-
-def _in_float64(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
-    if node.op_type == "DequantizeLinear":
-        return _dequantize(node, rank=ranks.get(node.input[0], 0))
-    for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _FLOATS:
-            attribute.i = onnx.TensorProto.DOUBLE
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            _widen(attribute.t)
-        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-            value = np.asarray(onnx.helper.get_attribute_value(attribute), np.float64)
-            attribute.CopyFrom(
-                onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(value))
-            )
-    return [node]
-
-
-def _dequantize(node: onnx.NodeProto, *, rank: int) -> list[onnx.NodeProto]:
-    """DequantizeLinear of a parameter as Cast and Mul: onnxruntime has none in float64."""
-    assert rank > 0, f"{node.name} dequantizes no input of the graph"
-    assert len(node.input) == 2 or not node.input[2], f"{node.name} has a zero point"
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    behind = list(range(1, rank - axis % rank))  # axes of the scale after its own
-    name = node.name or node.output[0]
-    make = onnx.helper.make_node
-    values, scale, axes, column = (f"{name}:{part}" for part in ("wide", "scale", "axes", "column"))
-    return [
-        make("Cast", [node.input[0]], [values], values, to=_DOUBLE),
-        make("Cast", [node.input[1]], [scale], scale, to=_DOUBLE),
-        make("Constant", [], [axes], axes, value=_int64s(behind)),
-        make("Unsqueeze", [scale, axes], [column], column),
-        make("Mul", [values, column], list(node.output), name),
-    ]
-
-
-def _int64s(values: list[int]) -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(np.array(values, np.int64))
-
-
-def _widen(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _FLOATS:
-        wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))

@@ -4,20 +4,16 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 import numpy as np
-import onnx
-import onnx.inliner
 
 from compiler.contracts.errors import PassError
-from compiler.contracts.pass_base import Arrays, Contract, Pass
+from compiler.contracts.pass_base import Arrays, Pass
 from compiler.contracts.program import Program
 from compiler.numerics.feeds import Lengths
-from compiler.numerics.reference_run import ReferenceSession, in_float64
+from compiler.numerics.float64 import RoundingCheck, in_float64, widened
+from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
 from compiler.pass_kit.cases import Case
 from compiler.pass_kit.findings import Finding, Found, raised
-
-# What two orders of arithmetic may differ by in float64, where nothing is rounded.
-_UNROUNDED = Contract.close(rtol=1e-9, atol=1e-9)
 
 
 def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64: bool) -> None:
@@ -33,56 +29,44 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
         Found: The new graph cannot be run, an adapter is wrong, or the contract is left.
         PassError: The graph before the pass cannot be run.
     """
-    before = ReferenceSession(case.program.model())
+    models, promise = (case.program.model(), program.model()), rewriting.promise()
+    before = ReferenceSession(models[0])
     try:
-        after = ReferenceSession(program.model())
+        after = ReferenceSession(models[1])
     except PassError as error:
         raise Found(Finding("numbers", "not runnable", error.message)) from error
+    rounding = RoundingCheck(*models) if promise.kind == "rounds" else None
     old_parameters = _adapted_weights(rewriting, case, program)
     parameters = case.parameters(program)
     for lengths in case.lengths:
         old_inputs = case.inputs(lengths)
-        old = _run_before(before, {**old_parameters, **old_inputs}, rewriting)
+        old_feeds = {**old_parameters, **old_inputs}
+        old = _run_before(before, old_feeds, rewriting)
         inputs, wanted = _adapted(rewriting, program, old_inputs, old)
         _refuse_silence(program, inputs, wanted)
+        feeds = {**parameters, **inputs}
         try:
-            found = after.run({**parameters, **inputs})
+            found = after.run(feeds)
         except PassError as error:
             finding = Finding("numbers", "not runnable", error.message, lengths)
             raise Found(finding) from error
-        breach = first_breach(rewriting.promise(), wanted, found)
-        if breach is not None and has_float64 and _can_widen(case.program):
-            exact = _in_float64(case.program, {**old_parameters, **old_inputs})
-            _, float64 = _adapted(rewriting, program, old_inputs, exact)
-            breach = first_breach(rewriting.promise(), wanted, found, float64=float64) or breach
+
+        def adapt(outputs: Arrays, given: Arrays = old_inputs) -> Arrays:
+            return _adapted(rewriting, program, given, outputs)[1]
+
+        breach = first_breach(promise, wanted, found)
+        if breach is not None and has_float64:
+            exact = ReferenceSession(in_float64(models[0])).run(widened(old_feeds))
+            breach = first_breach(promise, wanted, found, float64=adapt(exact)) or breach
+        elif breach is None and rounding is not None:
+            breach = rounding.breach(old_feeds, feeds, adapt)
         if breach is not None:
-            raise _left(rewriting, breach, lengths, said=breach.said)
-        if rewriting.promise().kind == "rounds":
-            _check_rounding(rewriting, (case, program), (old_parameters, parameters), lengths)
+            raise _left(rewriting, breach, lengths)
 
 
-def _check_rounding(
-    rewriting: Pass,
-    programs: tuple[Case, Program],
-    parameters: tuple[Arrays, Arrays],
-    lengths: Lengths,
-) -> None:
-    """In float64, where nothing is rounded, both graphs must agree."""
-    case, program = programs
-    if not (_can_widen(case.program) and _can_widen(program)):
-        return
-    old_inputs = case.inputs(lengths)
-    old = _in_float64(case.program, {**parameters[0], **old_inputs})
-    inputs, wanted = _adapted(rewriting, program, _widened(old_inputs), old)
-    found = _in_float64(program, {**parameters[1], **inputs})
-    breach = first_breach(_UNROUNDED, wanted, found)
-    if breach is not None:
-        raise _left(rewriting, breach, lengths, said=f"in float64, too, {breach.said}")
-
-
-def _left(rewriting: Pass, breach: Breach, lengths: Lengths, *, said: str) -> Found:
+def _left(rewriting: Pass, breach: Breach, lengths: Lengths) -> Found:
     windows = f"{lengths.past} past and {lengths.valid} valid tokens"
-    sentence = f"promises {rewriting.promise()}, but with {windows} {said}"
+    sentence = f"promises {rewriting.promise()}, but with {windows} {breach.said}"
     return Found(Finding("numbers", breach.finding, sentence, lengths))
 
 
@@ -94,28 +78,6 @@ def _run_before(session: ReferenceSession, feeds: Arrays, rewriting: Pass) -> di
             raise
         said = f"adapt_weights gives what the graph before cannot take: {error.message}"
         raise Found(Finding("numbers", "adapt_weights", said)) from error
-
-
-def _can_widen(program: Program) -> bool:
-    """Whether the graph runs in float64: int8 weights, if there are any, are its inputs."""
-    graph = onnx.inliner.inline_local_functions(program.model()).graph
-    inputs = {value.name for value in graph.input}
-    return all(
-        node.input[0] in inputs and not any(node.input[2:])
-        for node in graph.node
-        if node.op_type == "DequantizeLinear"
-    )
-
-
-def _in_float64(program: Program, feeds: Arrays) -> dict[str, np.ndarray]:
-    return ReferenceSession(in_float64(program.model())).run(_widened(feeds))
-
-
-def _widened(arrays: Arrays) -> dict[str, np.ndarray]:
-    return {
-        name: array.astype(np.float64) if array.dtype.kind in "fV" else array
-        for name, array in arrays.items()
-    }
 
 
 def _adapted_weights(rewriting: Pass, case: Case, program: Program) -> dict[str, np.ndarray]:

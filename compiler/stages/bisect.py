@@ -2,11 +2,10 @@
 
 All passes run first, unchecked, and the graph after each is kept. A step of the search runs one of
 these graphs on the traced graph's inputs, adapted, and holds its outputs to the traced graph's,
-adapted, within what the passes between promise together. A pass that rounds weights is held to the
-graph before it on the weights that it rounds to: the search stops there, and goes on behind it.
+adapted, within what the passes between promise together. A pass that rounds is held to the graph
+before it by itself, on the weights that it rounds to: the search stops there, and goes on behind.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
+from compiler.numerics.float64 import RoundingCheck
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
@@ -111,20 +111,43 @@ class _Search:
         if number == base + 1:
             weights = self.passes[base].adapt_weights(weights, after)
         old, new, parameters = _session(before), _session(after), self.values(after)
+        rounding = self._rounding_check(before, after, self.passes[base:number])
         for lengths in lengths_of(before):
             inputs = program_feeds(before, lengths, vocabulary=self.probe.vocabulary)
-            outputs: Arrays = old.run({**weights, **inputs})
-            adapted: Arrays = inputs
-            for step in range(base + 1, number + 1):
-                if history.is_changed[step]:
-                    one, program = self.passes[step - 1], history.programs[step]
-                    outputs = one.adapt_outputs(outputs, adapted, program)
-                    adapted = one.adapt_inputs(adapted, program)
-            found = new.run({**parameters, **adapted})
-            breach = first_breach(self._allowed(base, number), outputs, found)
+            given = {**weights, **inputs}
+            adapted, wanted = self._adapted(history, base, number, inputs, old.run(given))
+            feeds = {**parameters, **adapted}
+            breach = first_breach(self._allowed(base, number), wanted, new.run(feeds))
+            if breach is None and rounding is not None:
+                breach = rounding.breach(
+                    given,
+                    feeds,
+                    lambda exact, inputs=inputs: self._adapted(
+                        history, base, number, inputs, exact
+                    )[1],
+                )
             if breach is not None:
-                return _Fault(before.phase, breach, lengths, inputs, adapted, outputs)
+                return _Fault(before.phase, breach, lengths, inputs, adapted, wanted)
         return None
+
+    def _rounding_check(
+        self, before: Program, after: Program, passes: Sequence[Pass]
+    ) -> RoundingCheck | None:
+        """Where a pass promises to round alone, and no tolerance stands in its promise's place."""
+        if self.tolerance is not None or all(one.promise().kind != "rounds" for one in passes):
+            return None
+        return RoundingCheck(before.model(), after.model())
+
+    def _adapted(
+        self, history: _History, base: int, number: int, inputs: Arrays, outputs: Arrays
+    ) -> tuple[Arrays, Arrays]:
+        """What the graph after pass `number` takes, and what it must give."""
+        for step in range(base + 1, number + 1):
+            if history.is_changed[step]:
+                one, program = self.passes[step - 1], history.programs[step]
+                outputs = one.adapt_outputs(outputs, inputs, program)
+                inputs = one.adapt_inputs(inputs, program)
+        return inputs, outputs
 
     def _allowed(self, base: int, number: int) -> Contract:
         """What the passes in between promise together, or the tolerance that was given."""
@@ -177,33 +200,29 @@ def bisect(
 
 
 def _history(program: Program, passes: Sequence[Pass]) -> _History:
-    programs, is_changed, state = [_copy(program)], [False], state_of(program)
+    programs, is_changed, state = [program.copy()], [False], state_of(program)
     for one in passes:
         if program.phase in one.phases:
             one.run(program)
             program.prune_parameters()
         before, state = state, state_of(program)
         is_changed.append(state != before)
-        programs.append(_copy(program) if state != before else programs[-1])
+        programs.append(program.copy() if state != before else programs[-1])
     return _History(tuple(programs), tuple(is_changed))
 
 
-def _copy(program: Program) -> Program:
-    return pickle.loads(pickle.dumps(program))
-
-
 def _rounding(search: _Search) -> list[int]:
-    """Numbers of the passes that round weights."""
+    """Numbers of the passes that round."""
     return [
         number
         for number, one in enumerate(search.passes, start=1)
-        if type(one).adapt_weights is not Pass.adapt_weights
-        and any(_rounds(one, number, history, search) for history in search.histories)
+        if one.promise().kind == "rounds"
+        or any(_rounds_weights(one, number, history, search) for history in search.histories)
     ]
 
 
-def _rounds(one: Pass, number: int, history: _History, search: _Search) -> bool:
-    if not history.is_changed[number]:
+def _rounds_weights(one: Pass, number: int, history: _History, search: _Search) -> bool:
+    if type(one).adapt_weights is Pass.adapt_weights or not history.is_changed[number]:
         return False
     old = search.values(history.programs[number - 1])
     new = one.adapt_weights(old, history.programs[number])

@@ -8,7 +8,7 @@ import pytest
 from program_text import program_from_text
 
 from compiler.contracts.errors import PassError
-from compiler.numerics.reference_run import ReferenceSession, in_float64, run_model, with_outputs
+from compiler.numerics.reference_run import ReferenceSession, run_model, with_outputs
 from passes.fuse_rms_norm import FuseRMSNorm
 
 
@@ -43,46 +43,6 @@ def test_a_graph_with_functions_runs_as_it_is():
     plain = run_model(program.model(), inputs)["y"]
     assert FuseRMSNorm().run(program).rewrites
     np.testing.assert_array_equal(run_model(program.model(), inputs)["y"], plain)
-
-
-def test_float64_widens_constants_casts_and_functions():
-    program = program_from_text(NORM)
-    assert FuseRMSNorm().run(program).rewrites
-    x, weight = numbers(1, 4, 6).astype(np.float64), numbers(6).astype(np.float64)
-    found = run_model(in_float64(program.model()), {"x": x, "norm.weight": weight})["y"]
-    epsilon = np.float64(np.float32(1e-6))
-    wanted = weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
-    np.testing.assert_allclose(found, wanted, rtol=1e-14)
-    assert found.dtype == np.float64
-
-
-def test_a_cast_down_is_none_in_float64():
-    model = parsed(
-        """
-        g (float[3] x) => (float[3] y) {
-          narrow = Cast <to: int = 10> (x)
-          y = Cast <to: int = 1> (narrow)
-        }
-        """
-    )
-    x = np.array([1 / 3, 2 / 3, 1e-9])
-    np.testing.assert_array_equal(run_model(in_float64(model), {"x": x})["y"], x)
-
-
-@pytest.mark.parametrize("axis", [0, 1, -1, -2])
-def test_dequantizing_in_float64(axis: int):
-    model = parsed(
-        f"""
-        g (int8[3, 3] w, float[3] scale) => (float[3, 3] y) {{
-          y = DequantizeLinear <axis: int = {axis}> (w, scale)
-        }}
-        """
-    )
-    w = np.arange(-4, 5, dtype=np.int8).reshape(3, 3)
-    scale = np.array([0.1, 0.2, 0.7])
-    column = scale[:, None] if axis in (0, -2) else scale
-    found = run_model(in_float64(model), {"w": w, "scale": scale})["y"]
-    np.testing.assert_array_equal(found, w * column)
 
 
 def test_quantized_weights_are_not_multiplied_with_rounded_activations():

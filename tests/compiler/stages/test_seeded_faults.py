@@ -5,7 +5,7 @@ from math import log2
 
 import onnx_graphsurgeon as gs
 import pytest
-from faulty_passes import FAULTS, LAYER, LAYERS, drop_bias, faulty, node
+from faulty_passes import FAULTS, LAYER, LAYERS, drop_bias, faulty, node, swap_bias
 from traced_models import VOCABULARY, TracedModels
 
 from compiler.contracts.errors import CheckFailed, PassError
@@ -17,6 +17,7 @@ from compiler.numerics.probe import ProbeModel
 from compiler.pass_order import PlannedPass
 from compiler.stages.bisect import bisect
 from compiler.stages.rewrite import Rewritten, rewrite
+from passes.cast_dtype import CastDtype
 from passes.fuse_rms_norm import FuseRMSNorm
 from passes.fuse_silu_mul import FuseSiluMul
 
@@ -122,6 +123,27 @@ def test_a_pass_that_decides_by_sizes_is_refused(traced_models: TracedModels):
         "pass 'fuse-silu-mul' on prefill: rewrites model.layers.0.mlp/FusedSiluMul in the model "
         "alone, so that the probe's numbers say nothing of it"
     )
+
+
+def with_cast(seeded: Pass) -> list[PlannedPass]:
+    """The pipeline in 16 bits, without what would notice a misplaced bias by its name."""
+    listed = [one for one in planned() if one.rewrite.name != "keep-qkv-bias"]
+    return [*listed[:-1], PlannedPass(seeded, "yaml: cast-dtype"), listed[-1]]
+
+
+def test_a_fault_is_seen_under_a_promise_that_is_wider_than_it(traced_models: TracedModels):
+    lossy = faulty(CastDtype("bfloat16"), swap_bias)
+    programs = traced_models.programs("mha", layers=LAYERS)
+    with pytest.raises(CheckFailed) as caught:
+        rewrite(programs, with_cast(lossy), probe=traced_models.probe("mha", layers=LAYERS))
+    message = caught.value.message
+    assert message.startswith("pass 'cast-dtype' on prefill: promises rounds(atol=0.5), but in ")
+    assert f"it begins in layer {LAYER}, at model.layers.{LAYER}.self_attn" in message
+    found = bisect(traced_models.probe("mha", layers=LAYERS), with_cast(lossy))
+    assert found.culprit is not None
+    assert found.culprit.planned.rewrite.name == "cast-dtype"
+    sound = with_cast(CastDtype("bfloat16"))
+    assert bisect(traced_models.probe("mha", layers=LAYERS), sound).culprit is None
 
 
 def test_bisect_of_sound_passes_finds_nothing(traced_models: TracedModels):

@@ -1,0 +1,134 @@
+"""Graphs where nothing is rounded."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from program_text import program_from_text
+
+from compiler.numerics.float64 import RoundingCheck, in_float64, widened
+from compiler.numerics.reference_run import run_model
+from passes.fuse_rms_norm import FuseRMSNorm
+
+
+def parsed(
+    body: str, *, header: str = '<ir_version: 10, opset_import: ["" : 20]>'
+) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"{header}\n{body}")
+
+
+NORM = """
+norm (float[1, 4, 6] x, float[6] "norm.weight") => (float[1, 4, 6] y)
+<float two = {2}, int64[1] last = {-1}, float eps = {1e-6}>
+{
+  ["Pow"] squares = Pow (x, two)
+  ["ReduceMean"] mean = ReduceMean <keepdims: int = 1> (squares, last)
+  ["Add"] shifted = Add (mean, eps)
+  ["Sqrt"] root = Sqrt (shifted)
+  ["Reciprocal"] inverse = Reciprocal (root)
+  ["Mul"] scaled = Mul (x, inverse)
+  ["Mul_1"] y = Mul ("norm.weight", scaled)
+}
+"""
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
+
+
+def test_float64_widens_constants_casts_and_functions():
+    program = program_from_text(NORM)
+    assert FuseRMSNorm().run(program).rewrites
+    x, weight = numbers(1, 4, 6).astype(np.float64), numbers(6).astype(np.float64)
+    found = run_model(in_float64(program.model()), {"x": x, "norm.weight": weight})["y"]
+    epsilon = np.float64(np.float32(1e-6))
+    wanted = weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+    assert found.dtype == np.float64
+
+
+def test_a_cast_down_is_none_in_float64():
+    model = parsed(
+        """
+        g (float[3] x) => (float[3] y) {
+          narrow = Cast <to: int = 10> (x)
+          y = Cast <to: int = 1> (narrow)
+        }
+        """
+    )
+    x = np.array([1 / 3, 2 / 3, 1e-9])
+    np.testing.assert_array_equal(run_model(in_float64(model), {"x": x})["y"], x)
+
+
+@pytest.mark.parametrize("has_zero_point", [False, True])
+@pytest.mark.parametrize("is_made_inside", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_dequantizing(axis: int, is_made_inside: bool, has_zero_point: bool):
+    quantized = "turned" if is_made_inside else "w"
+    zero = ", zero" if has_zero_point else ""
+    model = parsed(
+        f"""
+        g (int8[3, 3] w, float[3] scale, int8[3] zero) => (float[3, 3] y) {{
+          turned = Transpose <perm: ints = [1, 0]> (w)
+          y = DequantizeLinear <axis: int = {axis}> ({quantized}, scale{zero})
+        }}
+        """
+    )
+    w = np.arange(-4, 5, dtype=np.int8).reshape(3, 3)
+    scale, zero_point = np.array([0.1, 0.2, 0.7]), np.array([1, -2, 0], np.int8)
+    found = run_model(in_float64(model), {"w": w, "scale": scale, "zero": zero_point})["y"]
+    given = (w.T if is_made_inside else w).astype(np.float64)
+    wanted_zero, wanted_scale = zero_point * has_zero_point, scale
+    if axis in (0, -2):
+        wanted_zero, wanted_scale = wanted_zero[:, None], scale[:, None]
+    np.testing.assert_array_equal(found, (given - wanted_zero) * wanted_scale)
+
+
+@pytest.mark.parametrize("axes", ["2, 3", "1, 2, 3"])
+@pytest.mark.parametrize("has_zero_point", [False, True])
+def test_dequantizing_with_one_scale(has_zero_point: bool, axes: str):
+    zero = ", zero" if has_zero_point else ""
+    model = parsed(
+        f"""
+        g (int8[{axes}] w, float scale, int8 zero) => (float[{axes}] y) {{
+          y = DequantizeLinear (w, scale{zero})
+        }}
+        """
+    )
+    w = np.arange(-3, 3, dtype=np.int8).reshape([int(axis) for axis in axes.split(",")])
+    feeds = {"w": w, "scale": np.array(0.3), "zero": np.array(2, np.int8)}
+    found = run_model(in_float64(model), feeds)["y"]
+    np.testing.assert_array_equal(found, (w - 2.0 * has_zero_point) * 0.3)
+
+
+def narrowed(added: str = "x") -> onnx.ModelProto:
+    """x + x in float16, or with something else added."""
+    return parsed(
+        f"""
+        g (float[3] x, float[3] z) => (float[3] y) {{
+          a = Cast <to: int = 10> (x)
+          b = Cast <to: int = 10> ({added})
+          sum = Add (a, b)
+          y = Cast <to: int = 1> (sum)
+        }}
+        """
+    )
+
+
+def test_rounding_alone_is_no_breach_and_all_else_is():
+    plain = parsed("g (float[3] x, float[3] z) => (float[3] y) { y = Add (x, x) }")
+    x = np.array([1 / 3, 2 / 3, 1e-3], np.float32)
+    feeds = {"x": x, "z": x * np.float32(1 + 1e-6)}
+    assert RoundingCheck(plain, narrowed()).breach(feeds, feeds, dict) is None
+    check = RoundingCheck(plain, narrowed("z"))
+    breach = check.breach(feeds, feeds, dict)
+    assert breach is not None
+    assert breach.said.startswith("in float64, too, y[")
+    divergence = check.divergence(feeds, feeds, dict)
+    assert divergence is not None
+    assert divergence.tensor == "y"
+
+
+def test_integers_are_not_widened():
+    found = widened({"ids": np.array([1, 2]), "x": np.ones(2, np.float16)})
+    assert (found["ids"].dtype, found["x"].dtype) == (np.int64, np.float64)
