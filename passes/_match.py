@@ -145,9 +145,13 @@ def known_shapes(program: Program) -> dict[str, Shape]:
     return found
 
 
-def stem(node: gs.Node) -> str:
-    """The module path in a node's name."""
-    return node.name.rpartition("/")[0]
+def module_of(node: gs.Node) -> str:
+    """`model.layers.3.mlp.up_proj` of `model.layers.3.mlp.up_proj/MatMul`; else the whole name.
+
+    What stands for a node is named under it, so a name without a path must not become empty: two
+    of them would clash.
+    """
+    return node.name.rpartition("/")[0] or node.name
 
 
 # -- linears that read one tensor, and one product in their place
@@ -171,11 +175,6 @@ class Linear:
     def width(self) -> int:
         """Number of its outputs."""
         return int(self.weight.shape[1])
-
-
-def module_of(node: gs.Node) -> str:
-    """`model.layers.3.mlp.up_proj` of `model.layers.3.mlp.up_proj/MatMul`."""
-    return node.name.rpartition("/")[0] or node.name
 
 
 def products_by_input(program: Program) -> list[list[gs.Node]]:

@@ -39,7 +39,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import OPSET, Program, tidy
 from compiler.contracts.weights import Weight, quantize, scale, transpose
-from passes._match import add_node, replace_uses, through
+from passes._match import add_node, module_of, replace_uses, through
 
 Operator = Literal["qdq", "vastai"]
 
@@ -92,10 +92,6 @@ class _Linear:
         return None if self.weight.dtype in _FLOATS else f"its weight is {self.weight.dtype}"
 
 
-def _path(node: gs.Node) -> str:
-    return node.name.rpartition("/")[0]
-
-
 def _linears(program: Program) -> list[_Linear]:
     found: list[_Linear] = []
     for node in program.graph.nodes:
@@ -108,7 +104,7 @@ def _linears(program: Program) -> list[_Linear]:
         sources = tuple(dict.fromkeys(weight.sources()))
         joined = tuple(re.sub(r"\.weight$", "", name) for name in sources)
         found.append(
-            _Linear(node, parameter, weight, joined if len(joined) > 1 else (_path(node),))
+            _Linear(node, parameter, weight, joined if len(joined) > 1 else (module_of(node),))
         )
     return found
 
@@ -122,7 +118,7 @@ def _check(pattern: str, linears: Sequence[_Linear], graph: gs.Graph, *, option:
     modules = [module for linear in linears for module in linear.modules]
     if any(fnmatchcase(module, pattern) for module in modules):
         return
-    paths = {_path(node) for node in graph.nodes}
+    paths = {module_of(node) for node in graph.nodes}
     parents = {path[: dot.start()] for path in paths for dot in re.finditer(r"\.", path)}
     others = sorted(path for path in (paths | parents) - {""} if fnmatchcase(path, pattern))
     raise PassError(
@@ -135,7 +131,7 @@ def _check(pattern: str, linears: Sequence[_Linear], graph: gs.Graph, *, option:
 
 def _dequantized(program: Program, linear: _Linear, scales: gs.Tensor) -> gs.Tensor:
     """The weight as the product reads it, [in, out] in the dtype that it had."""
-    graph, path = program.graph, _path(linear.node)
+    graph, path = program.graph, module_of(linear.node)
     axis: dict[str, object] = {"axis": 1}
     inputs = [linear.parameter, scales]
     wide = add_node(graph, "DequantizeLinear", f"{path}/DequantizeLinear", inputs, attrs=axis)

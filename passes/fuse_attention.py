@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
-from passes._match import add_node, constant, only_reader, operands, produced_by
+from passes._match import add_node, constant, module_of, only_reader, operands, produced_by
 
 FUSED_ATTENTION = onnx.parser.parse_function(
     f"""
@@ -167,7 +167,7 @@ def fuse_attention(program: Program) -> PassReport:
         if isinstance(match, str):
             skips.append(Skip(softmax.name, match))
             continue
-        name = f"{softmax.name.rpartition('/')[0]}/FusedAttention"
+        name = f"{module_of(softmax)}/FusedAttention"
         output = match.last.outputs[0]
         match.last.outputs.clear()
         _, kv_heads, group, tokens, head_dim = match.grouped

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
-from passes._match import add_node, constant, only_reader, operands, produced_by
+from passes._match import add_node, constant, module_of, only_reader, operands, produced_by
 
 FUSED_RMS_NORM = onnx.parser.parse_function(
     f"""
@@ -115,7 +115,7 @@ def fuse_rms_norm(program: Program) -> PassReport:
         if isinstance(match, str):
             skips.append(Skip(mean.name, match))
             continue
-        name = f"{mean.name.rpartition('/')[0]}/FusedRMSNorm"
+        name = f"{module_of(mean)}/FusedRMSNorm"
         output = match.last.outputs[0]
         match.last.outputs.clear()
         attrs: dict[str, object] = {"epsilon": match.epsilon}

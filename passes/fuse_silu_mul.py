@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program, tidy
-from passes._match import add_node, only_reader, operands
+from passes._match import add_node, module_of, only_reader, operands
 
 FUSED_SILU_MUL = onnx.parser.parse_function(
     f"""
@@ -62,7 +62,7 @@ def fuse_silu_mul(program: Program) -> PassReport:
         if isinstance(match, str):
             skips.append(Skip(sigmoid.name, match))
             continue
-        name = f"{sigmoid.name.rpartition('/')[0]}/FusedSiluMul"
+        name = f"{module_of(sigmoid)}/FusedSiluMul"
         output = match.last.outputs[0]
         match.last.outputs.clear()
         inputs = [match.gate, match.up]

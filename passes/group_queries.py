@@ -25,10 +25,10 @@ from passes._match import (
     add_node,
     constant,
     known_shapes,
+    module_of,
     only_reader,
     operands,
     produced_by,
-    stem,
 )
 
 
@@ -125,7 +125,7 @@ def _match(softmax: gs.Node, shapes: Mapping[str, Shape]) -> _Attention | str | 
 
 
 def _rewrite(graph: gs.Graph, match: _Attention, mask: gs.Tensor) -> None:
-    path = stem(match.softmax)
+    path = module_of(match.softmax)
     _, kv_heads, group, tokens, head_dim = match.grouped
     group_axis = np.array([2], np.int64)
     shape: dict[str, object] = {"allowzero": 1}

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
-from passes._match import add_node, constant, operands, produced_by, stem
+from passes._match import add_node, constant, module_of, operands, produced_by
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def place_scale(program: Program) -> PassReport:
             skips.append(Skip(product.name, match))
             continue
         scores = product.outputs[0]
-        name = f"{stem(product)}/scale"
+        name = f"{module_of(product)}/scale"
         bare = gs.Variable(f"{product.name}/unscaled")
         product.inputs, product.outputs = list(match.sides), [bare]
         add_node(graph, "Mul", name, [bare, match.scale], output=scores)

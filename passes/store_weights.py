@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
 from compiler.contracts.weights import DTYPES, Weight, cast, transpose
-from passes._match import add_node, replace_uses
+from passes._match import add_node, module_of, replace_uses
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
@@ -50,7 +50,7 @@ def _transposed(program: Program, stem: str, tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _store_linear(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
-    stem = node.name.rpartition("/")[0]
+    stem = module_of(node)
     weight = transpose(program.weights[parameter.name])
     is_wide = weight.dtype == "float32"
     _set_storage(program, parameter, cast(weight, dtype) if is_wide else weight)
@@ -64,14 +64,14 @@ def _store_quantized(program: Program, parameter: gs.Tensor, node: gs.Node) -> N
     readers = list(wide.outputs)
     _set_storage(program, parameter, transpose(program.weights[parameter.name]))
     node.attrs["axis"] = 0
-    turned = _transposed(program, node.name.rpartition("/")[0], wide)
+    turned = _transposed(program, module_of(node), wide)
     replace_uses(program.graph, wide, turned, readers=readers)
 
 
 def _store_table(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     _set_storage(program, parameter, cast(program.weights[parameter.name], dtype))
     rows, readers = node.outputs[0], list(node.outputs[0].outputs)
-    widened = _widened(program, node.name.rpartition("/")[0], rows, dtype)
+    widened = _widened(program, module_of(node), rows, dtype)
     replace_uses(program.graph, rows, widened, readers=readers)
 
 

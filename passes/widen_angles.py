@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
-from passes._match import add_node, produced_by, stem
+from passes._match import add_node, module_of, produced_by
 
 
 def _match(node: gs.Node) -> gs.Node | str | None:
@@ -49,7 +49,7 @@ def widen_angles(program: Program) -> PassReport:
         key = (id(angles), count)
         if key not in widened:
             suffix = f"_{len(widened)}" if widened else ""
-            name = f"{stem(node)}/angles{suffix}"
+            name = f"{module_of(node)}/angles{suffix}"
             widened[key] = add_node(graph, "Concat", name, [angles] * count, attrs={"axis": -1})
         node.op, node.attrs, node.inputs = match.op, {}, [widened[key]]
         rewrites.append(node.name)

@@ -1,4 +1,4 @@
-"""Programs on onnxruntime: unoptimised, one thread, so that equal arithmetic gives equal bits."""
+"""Programs on onnxruntime, as the build's own checks run them."""
 
 import zlib
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import onnx
 from compiler.contracts.pass_base import Arrays, Pass, PassReport
 from compiler.contracts.program import Program
 from compiler.contracts.weights import CheckpointRef, value
-
-PAD_TOKEN = 3
+from compiler.numerics.feeds import Lengths, program_feeds
+from compiler.numerics.reference_run import run_model
 
 
 def run_program(
@@ -34,51 +34,11 @@ def random_parameters(program: Program) -> dict[str, np.ndarray]:
     return {name: value(weight, read) for name, weight in program.weights.items()}
 
 
-def run_model(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray]:
-    """The outputs of any model by name."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feeds = {name: _ort_value(array) for name, array in inputs.items()}
-    names = [output.name for output in session.get_outputs()]
-    results = session.run_with_ort_values(names, feeds)
-    return {name: result.numpy() for name, result in zip(names, results, strict=True)}
-
-
-def _ort_value(array: np.ndarray) -> object:
-    from onnxruntime import OrtValue
-
-    array = np.ascontiguousarray(array)
-    if array.dtype.name != "bfloat16":
-        return OrtValue.ortvalue_from_numpy(array)
-    return OrtValue.ortvalue_from_numpy_with_onnx_type(
-        array.view(np.uint16), onnx.TensorProto.BFLOAT16
-    )
-
-
 def traced_inputs(
     program: Program, *, past: int, valid: int, vocabulary: int, seed: int = 7
 ) -> dict[str, np.ndarray]:
     """Random tokens, right-padded, after `past` positions of random keys and values."""
-    random = np.random.default_rng((seed, past, valid))
-    tokens = program.tokens
-    ids = np.full((1, tokens), PAD_TOKEN, np.int64)
-    ids[0, :valid] = random.integers(0, vocabulary, valid)
-    found: dict[str, np.ndarray] = {
-        "input_ids": ids,
-        "attention_mask": (np.arange(past + tokens) < past + valid).astype(np.int64)[None],
-        "position_ids": np.arange(past, past + tokens, dtype=np.int64)[None],
-    }
-    for spec in program.inputs()[3:]:
-        shape = [past if isinstance(axis, str) else axis for axis in spec.shape]
-        found[spec.name] = random.standard_normal(shape, dtype=np.float32)
-    return found
+    return program_feeds(program, Lengths(past, valid), vocabulary=vocabulary, seed=seed)
 
 
 def valid_part(outputs: Arrays, *, past: int, valid: int) -> dict[str, np.ndarray]:

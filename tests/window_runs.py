@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from program_runs import PAD_TOKEN, run_model, run_pass
+from program_runs import run_pass
 from traced_models import WINDOW, TracedModels
 
 from compiler.contracts.pass_base import Pass
 from compiler.contracts.program import Phase
 from compiler.contracts.weights import value
+from compiler.numerics.feeds import PAD_TOKEN
+from compiler.numerics.reference_run import run_model
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.fuse_attention import FuseAttention

@@ -69,10 +69,37 @@ class Program:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross a process boundary as ONNX: the graph's objects are linked too deep to pickle."""
-        rest = (self.tokens, self.context, self.layers, self.weights)
-        shapes = dict(self.checkpoint_tensors)
-        data = self.model().SerializeToString(deterministic=True)
-        return (_revive, (self.phase, data, *rest, shapes, self.aliases, self.logits_of))
+        return (_revive, self._parts())
+
+    def copy(self) -> "Program":
+        """A program that can be rewritten by itself; weights, being frozen, are shared."""
+        return _revive(*self._parts())
+
+    def _parts(
+        self,
+    ) -> tuple[
+        Phase,
+        bytes,
+        int,
+        int,
+        int,
+        dict[str, Weight],
+        dict[str, tuple[int, ...]],
+        dict[str, str],
+        LogitsOf,
+    ]:
+        """What `_revive` makes an equal program of."""
+        return (
+            self.phase,
+            self.model().SerializeToString(deterministic=True),
+            self.tokens,
+            self.context,
+            self.layers,
+            dict(self.weights),
+            dict(self.checkpoint_tensors),
+            dict(self.aliases),
+            self.logits_of,
+        )
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The activations that a caller gives, in order."""

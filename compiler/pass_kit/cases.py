@@ -4,7 +4,6 @@ recipe = draw_recipe(FuseRMSNorm(), seed=7)
 case = recipe.case()    # the block that it describes, rewritten by the passes before
 """
 
-import pickle
 import random
 import zlib
 from collections.abc import Iterator, Mapping
@@ -50,7 +49,7 @@ class Case:
 
     def copy(self) -> Program:
         """A program for a pass to change."""
-        return pickle.loads(pickle.dumps(self.program))
+        return self.program.copy()
 
     def invariants(self) -> tuple[Invariant, ...]:
         """What the passes before promised for the rest of the pipeline, as far as it holds."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx.inliner
 import onnx_graphsurgeon as gs
 import pytest
-from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
+from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, TracedModels
 
@@ -16,6 +16,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays, Contract
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import CheckpointRef, cast, concat, source, transpose, value
+from compiler.numerics.reference_run import run_model
 from passes.annotate_int8_qdq import QUANTIZED_LINEAR, SEVEN_LINEARS, AnnotateInt8QDQ, Operator
 from passes.keep_qkv_bias import KeepQKVBias
 from passes.store_weights import StoreWeights

@@ -6,12 +6,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from program_runs import run_model, run_pass, run_program, traced_inputs
+from program_runs import run_pass, run_program, traced_inputs
 from program_text import Golden, program_from_text, text_of
 from traced_models import VOCABULARY, TracedModels
 
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import FUSED_DOMAIN, OPSET, Phase
+from compiler.numerics.reference_run import run_model
 from passes.eliminate_dead import EliminateDead
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask

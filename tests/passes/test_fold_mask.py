@@ -5,13 +5,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from attention_graph import ALLOWED, LENGTHS, TEXT, random_inputs, windowed
-from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
+from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import Phase, Program, TensorSpec
+from compiler.numerics.reference_run import run_model
 from passes import _mask_arithmetic
 from passes.fold_mask import CAUSAL_MASK, FoldMask
 

@@ -4,13 +4,14 @@ import numpy as np
 import onnx
 import pytest
 from attention_graph import CONTEXT, LENGTHS, TEXT, random_inputs
-from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
+from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import CONTEXT as TRACED_CONTEXT
 from traced_models import VOCABULARY, WINDOW, TracedModels
 
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import Phase, Program, TensorSpec
+from compiler.numerics.reference_run import run_model
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.plan_kv_cache import CACHE_UPDATE, PlanKVCache

@@ -6,13 +6,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from program_runs import reasons, run_model, run_pass, run_program, traced_inputs
+from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, TracedModels
 
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import CheckpointRef, cast, transpose, value
+from compiler.numerics.reference_run import run_model
 from passes.insert_strided_slice import InsertStridedSlice
 from passes.store_weights import StoreWeights
 

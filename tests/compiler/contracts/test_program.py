@@ -1,6 +1,7 @@
 """The skeleton and its weight table: parameters, pickling, and a cleanup that stays linear."""
 
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -95,14 +96,19 @@ def test_pickling_keeps_everything(program: Program):
         assert getattr(copy, field) == getattr(program, field)
 
 
-def test_a_copy_is_a_copy(traced_models: TracedModels):
+@pytest.mark.parametrize("copied", [Program.copy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_a_copy(traced_models: TracedModels, copied: Callable[[Program], Program]):
     program = traced_models.programs("gqa").programs["decode"]
     before = program.model().SerializeToString(deterministic=True)
-    copy = pickle.loads(pickle.dumps(program))
+    weights = dict(program.weights)
+    copy = copied(program)
     assert copy.model().SerializeToString(deterministic=True) == before
+    assert (copy.weights, copy.layers, copy.logits_of) == (weights, program.layers, "all")
     copy.graph.nodes[0].name = "renamed"
     copy.weights.clear()
+    copy.aliases["a"] = "b"
     assert program.model().SerializeToString(deterministic=True) == before
+    assert (program.weights, program.aliases) == (weights, {})
 
 
 def test_what_both_phases_read_is_stored_once(traced_models: TracedModels):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from canonical_text import canonical_text
 from exported_models import HEAD_DIM, KV_HEADS, LAYERS, VARIANTS, VOCABULARY, exported, write_export
-from program_runs import adapted, run_model, run_program, traced_inputs, valid_part
+from program_runs import adapted, run_program, traced_inputs, valid_part
 from scrambled_models import scrambled, with_scale
 from traced_models import CONTEXT, WINDOW, TracedModels
 
@@ -20,6 +20,7 @@ from compiler.contracts.errors import CompilerError
 from compiler.contracts.pass_base import Contract, Pass, PassReport
 from compiler.contracts.program import Phase, Program, ProgramSet
 from compiler.contracts.weights import CheckpointRef
+from compiler.numerics.reference_run import run_model
 from compiler.stages.import_onnx import import_onnx, locate_onnx, probe_onnx
 from compiler.stages.rewrite import PlannedPass, rewrite
 

@@ -8,13 +8,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from exported_models import SIZES, VOCABULARY, export_quietly
-from program_runs import adapted, run_model, run_program, traced_inputs
+from program_runs import adapted, run_program, traced_inputs
 
 from compiler import registry
 from compiler.config import EXPORTED_PASSES
 from compiler.contracts.errors import CheckpointError
 from compiler.contracts.program import OPSET, Program, quiet_graphsurgeon
 from compiler.contracts.weights import source, value
+from compiler.numerics.reference_run import run_model
 from compiler.pass_order import PlannedPass
 from compiler.stages.import_onnx import import_onnx, locate_onnx
 from compiler.stages.rewrite import rewrite
