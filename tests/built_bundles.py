@@ -22,7 +22,7 @@ from compiler.config import DEFAULT_PASSES, BuildConfig, load_config
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.weights import CheckpointRef
 from compiler.workflows import build as build_workflow
-from compiler.workflows import plan as plan_workflow
+from compiler.workflows import frontend as frontend_workflow
 from compiler.workflows.build import BuildResult, build
 
 Result = TypeVar("Result")
@@ -150,7 +150,7 @@ def _passes(model: TinyModel) -> list[object] | None:
 def in_this_process() -> Iterator[None]:
     """Builds inside start no process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_workflow, "run_isolated", _run_isolated)
+        patch.setattr(frontend_workflow, "run_isolated", _run_isolated)
         patch.setattr(build_workflow, "run_parallel", _run_parallel)
         yield
 

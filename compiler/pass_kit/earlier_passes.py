@@ -5,11 +5,10 @@ import random
 import typing
 from collections.abc import Iterable, Mapping
 
-import networkx as nx
-
 from compiler import registry
 from compiler.contracts.errors import ConfigError
 from compiler.contracts.pass_base import Pass
+from compiler.pass_order import PlannedPass, arrange
 
 _MISSING = dataclasses.MISSING
 
@@ -113,14 +112,7 @@ def _by_name(names: Iterable[str]) -> list[Pass]:
 
 def _ordered(passes: Iterable[Pass], draw: random.Random) -> tuple[Pass, ...]:
     """An order that keeps what each declares; ties are broken by `draw`."""
-    by_name = {one.name: one for one in passes}
-    graph = nx.DiGraph()
-    graph.add_nodes_from(sorted(by_name))
-    graph.add_edges_from(
-        (before, name)
-        for name in sorted(by_name)
-        for before in (*by_name[name].required(), *by_name[name].after)
-        if before in by_name
-    )
-    rank = {name: draw.random() for name in sorted(by_name)}
-    return tuple(by_name[n] for n in nx.lexicographical_topological_sort(graph, key=rank.get))
+    drawn = sorted(passes, key=lambda one: one.name)
+    draw.shuffle(drawn)
+    planned = arrange([PlannedPass(one, one.name, is_placed=False) for one in drawn])
+    return tuple(one.rewrite for one in planned)

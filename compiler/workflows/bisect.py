@@ -17,7 +17,8 @@ from compiler.pass_kit.subgraphs import integer_inputs, observe, part_of
 from compiler.pass_order import PlannedPass
 from compiler.registry import is_file_pass
 from compiler.stages.bisect import Culprit, bisect
-from compiler.workflows.plan import locate, plan_build, traced
+from compiler.workflows.frontend import enter, locate
+from compiler.workflows.plan import plan_build
 
 _TEST = '''"""{said}"""
 
@@ -96,7 +97,7 @@ def bisect_passes(
     probed = replace(config, verify="model" if config.verify == "model" else "probe")
     checkpoint = locate(probed, progress=progress, is_hashed=False)
     plan = plan_build(probed, checkpoint)
-    probe = traced(probed, checkpoint).probe
+    probe = enter(probed, checkpoint).probe
     assert probe is not None, "numbers are verified on something"
     found = bisect(probe, plan.passes, tolerance=tolerance)
     finding = None

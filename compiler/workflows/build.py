@@ -18,7 +18,8 @@ from compiler.stages.lower import lower_program
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.package import BundleDraft, ModuleDraft, check_space, package
 from compiler.stages.rewrite import Rewritten, rewrite
-from compiler.workflows.plan import Plan, locate, plan_build, traced
+from compiler.workflows.frontend import enter, locate
+from compiler.workflows.plan import Plan, plan_build
 from compiler.workflows.processes import run_parallel
 from compiler.workflows.stage_clock import StageClock
 
@@ -64,13 +65,13 @@ def build(
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), ())
     with clock.stage("trace"):
-        found = traced(config, checkpoint)
+        entered = enter(config, checkpoint)
     with clock.stage("rewrite"):
         rewritten = rewrite(
-            found.programs,
+            entered.programs,
             plan.passes,
             is_verified=config.verify != "off",
-            probe=found.probe,
+            probe=entered.probe,
             progress=clock.progress,
         )
         check_space(destination, rewritten.programs.stored_bytes())

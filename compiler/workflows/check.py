@@ -14,7 +14,8 @@ from compiler.contracts.target_base import Target
 from compiler.contracts.weights import DTYPES
 from compiler.stages.package import check_space
 from compiler.stages.rewrite import rewrite
-from compiler.workflows.plan import locate, plan_build, traced
+from compiler.workflows.frontend import enter, locate
+from compiler.workflows.plan import plan_build
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     decided = plan_build(config, checkpoint)
     # The model's own numbers would need its weights; the probe's say the same of the passes.
     is_numeric = config.verify in ("probe", "model")
-    found = traced(replace(config, verify="probe") if is_numeric else config, checkpoint)
+    entered = enter(replace(config, verify="probe") if is_numeric else config, checkpoint)
     rewritten = rewrite(
-        found.programs, decided.passes, is_verified=config.verify != "off", probe=found.probe
+        entered.programs, decided.passes, is_verified=config.verify != "off", probe=entered.probe
     )
     programs = rewritten.programs
     disk_bytes = programs.stored_bytes()

@@ -24,7 +24,8 @@ from compiler.stages.compare import (
 from compiler.stages.open_bundle import open_bundle
 from compiler.text import Text
 from compiler.workflows.build import build
-from compiler.workflows.plan import locate, plan_build
+from compiler.workflows.frontend import locate
+from compiler.workflows.plan import plan_build
 
 # Lengths of the random prompts, in windows: one token, part of a window, one, and more than one.
 _WINDOWS = (0.0, 0.4, 1.0, 1.3)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from built_bundles import BuiltBundles
 from checkpoint_factory import change_config, write_checkpoint
-from exported_models import write_export
 
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.errors import CheckpointError, CompilerErrors, ConfigError
 from compiler.contracts.progress import Progress
 from compiler.workflows import plan as plan_module
-from compiler.workflows.plan import family_of, locate, plan_build, tool_versions
+from compiler.workflows.frontend import family_of, locate
+from compiler.workflows.plan import plan_build, tool_versions
 
 
 def digest_of(config: BuildConfig) -> str:
@@ -149,37 +149,3 @@ def test_built_passes_are_those_of_the_plan(built_bundles: BuiltBundles) -> None
     ran = list(dict.fromkeys(record.name for record in built_bundles.result().passes))
     assert ran == list(dict.fromkeys(planned.rewrite.name for planned in plan.passes))
     assert plan.digest == built_bundles.result().digest
-
-
-def test_an_onnx_file_is_imported_in_this_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_export(tmp_path / "model.onnx")
-    path = tmp_path / "model.yaml"
-    path.write_text(
-        "frontend: {checkpoint: model.onnx, type: onnx, shape: {input_ids: [[16], [48]]}}\n"
-        "backend: {type: llvm}\n"
-    )
-    monkeypatch.setattr(plan_module, "run_isolated", None)
-    config = load_config(path)
-    checkpoint = locate(config, progress=Progress())
-    plan_build(config, checkpoint)
-    found = plan_module.traced(config, checkpoint)
-    assert [program.tokens for program in found.programs] == [16, 1]
-    assert found.probe is not None
-    assert found.probe.vocabulary < 80
-    for verify, probe in (("structure", None), ("model", found.programs)):
-        other = plan_module.traced(load_config(path, overrides=[f"verify={verify}"]), checkpoint)
-        assert (other.probe is None) == (probe is None)
-
-
-def test_an_onnx_file_of_the_wrong_type_says_which_to_write(tmp_path: Path) -> None:
-    write_export(tmp_path / "model.onnx")
-    path = tmp_path / "model.yaml"
-    path.write_text(
-        "frontend: {checkpoint: model.onnx, type: huggingface, shape: {input_ids: [[16], []]}}\n"
-        "backend: {type: llvm}\n"
-    )
-    with pytest.raises(CheckpointError, match="neither a folder") as caught:
-        locate(load_config(path), progress=Progress())
-    assert caught.value.hint == "write `type: onnx`"
