@@ -32,7 +32,7 @@ def windowed(size: int) -> dict[str, str]:
 
 
 def random_inputs(program: Program, *, past: int, valid: int) -> dict[str, np.ndarray]:
-    """Inputs of the graph as the text has it, its parameters among them."""
+    """Inputs of the graph, as the text has it or after passes, its parameters among them."""
     found = traced_inputs(program, past=past, valid=valid, vocabulary=VOCABULARY)
     random = np.random.default_rng(2)
     for name, weight in program.weights.items():

@@ -164,6 +164,18 @@ def test_every_pass_is_documented() -> None:
         assert {one for one in named if f"`{one}" not in row} == set(), name
 
 
+def test_onnxruntime_is_imported_in_one_place() -> None:
+    """Imported elsewhere first, it reports to its maker (`compiler.numerics.quiet_runtime`)."""
+    imports = re.compile(r"^ *(?:import onnxruntime$|from onnxruntime import)", re.MULTILINE)
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("compiler", "passes", "targets", "models")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if imports.search(re.sub(r"if TYPE_CHECKING:\n(?: +.*\n|\n)*", "", path.read_text()))
+    ]
+    assert found == ["compiler/numerics/quiet_runtime.py"]
+
+
 def test_contributing_shows_every_layer_and_marker() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     contracts = PROJECT["tool"]["importlinter"]["contracts"]

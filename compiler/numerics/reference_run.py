@@ -14,6 +14,7 @@ import onnx
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays
 from compiler.numerics.half_precision import spelled_in_float32
+from compiler.numerics.quiet_runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -58,8 +59,7 @@ class ReferenceSession:
 
 
 def _session(model: onnx.ModelProto) -> "InferenceSession":
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -74,6 +74,7 @@ def _session(model: onnx.ModelProto) -> "InferenceSession":
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Say what onnxruntime refuses as the fault of the graph."""
+    import_onnxruntime()
     from onnxruntime.capi.onnxruntime_pybind11_state import (
         EPFail,
         Fail,
@@ -115,16 +116,13 @@ def run_model(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray]:
 
 def ort_value(array: "np.ndarray | OrtValue") -> "OrtValue":
     """An array as onnxruntime takes it; bfloat16, which numpy lacks, through its bits."""
-    from onnxruntime import OrtValue
-
-    if isinstance(array, OrtValue):
+    if not isinstance(array, np.ndarray):
         return array
+    made = import_onnxruntime().OrtValue
     array = np.ascontiguousarray(array)
     if array.dtype.name != "bfloat16":
-        return OrtValue.ortvalue_from_numpy(array)
-    return OrtValue.ortvalue_from_numpy_with_onnx_type(
-        array.view(np.uint16), onnx.TensorProto.BFLOAT16
-    )
+        return made.ortvalue_from_numpy(array)
+    return made.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
 
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

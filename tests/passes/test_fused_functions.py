@@ -6,6 +6,7 @@ import pytest
 from onnx import FunctionProto
 
 from compiler.contracts.program import FUSED_DOMAIN, OPSET
+from compiler.numerics.quiet_runtime import import_onnxruntime
 from passes.annotate_int8_qdq import QUANTIZED_LINEAR, VASTAI_DOMAIN
 from passes.fold_mask import CAUSAL_MASK
 from passes.fuse_attention import FUSED_ATTENTION
@@ -28,6 +29,7 @@ FUNCTIONS = (*OURS, QUANTIZED_LINEAR)
 
 def _taken() -> set[str]:
     """ONNX's operators, and those that onnxruntime registers in any domain."""
+    import_onnxruntime()
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
     contributed = {schema.name: schema.domain for schema in get_all_operator_schema()}

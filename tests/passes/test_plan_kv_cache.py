@@ -45,7 +45,7 @@ def test_a_second_run_rewrites_nothing():
 @pytest.mark.parametrize(("past", "valid"), LENGTHS)
 def test_the_small_graph_gives_the_same_numbers(past: int, valid: int):
     program, rewriting = folded(), PlanKVCache()
-    inputs = FoldMask().adapt_inputs(random_inputs(program, past=past, valid=valid), program)
+    inputs = random_inputs(program, past=past, valid=valid)
     old = run_program(program, inputs)
     run_pass(rewriting, program)
     found = run_program(program, rewriting.adapt_inputs(inputs, program))
@@ -137,7 +137,7 @@ def test_only_valid_rows_are_written(past: int, valid: int):
 @pytest.mark.parametrize(("past", "valid"), LENGTHS)
 def test_the_graph_keeps_every_other_row(past: int, valid: int):
     program = folded()
-    inputs = FoldMask().adapt_inputs(random_inputs(program, past=past, valid=valid), program)
+    inputs = random_inputs(program, past=past, valid=valid)
     run_pass(PlanKVCache(), program)
     adapted = PlanKVCache().adapt_inputs(inputs, program)
     for name in program.aliases.values():
@@ -152,7 +152,7 @@ def test_the_graph_keeps_every_other_row(past: int, valid: int):
 
 def test_stale_rows_are_never_seen():
     program = folded()
-    inputs = FoldMask().adapt_inputs(random_inputs(program, past=3, valid=2), program)
+    inputs = random_inputs(program, past=3, valid=2)
     run_pass(PlanKVCache(), program)
     adapted = PlanKVCache().adapt_inputs(inputs, program)
     wanted = run_program(program, adapted)["logits"][:, :2]
@@ -231,7 +231,7 @@ def test_a_transpose_before_the_cache_is_undone_or_added():
         },
     )
     program = folded(text)
-    inputs = FoldMask().adapt_inputs(random_inputs(program, past=2, valid=4), program)
+    inputs = random_inputs(program, past=2, valid=4)
     old = run_program(program, inputs)
     run_pass(PlanKVCache(), program)
     found = run_program(program, PlanKVCache().adapt_inputs(inputs, program))
