@@ -4,16 +4,19 @@
 #   TORCH_INDEX  package index to take torch from (https://download.pytorch.org/whl/cpu: no CUDA)
 #   PIP_FLAGS    flags of every `pip install`; empty shows its progress
 #   SELECT       which tests `make test` runs, as pytest's -m reads it
+#   WORKERS      processes that tests run in, up to 2 GB each; a file's tests stay in one
 
 PYTHON ?= python3 python3.11 python3.12 python3.13 python3.14
 TORCH_INDEX ?=
 PIP_FLAGS ?= --quiet
 SELECT ?= not accept
+WORKERS ?= 2
 
 MODEL := models/smollm2-135m.yaml
 BUNDLE := build/SmolLM2-135M-fp32-tp1-128-1024
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
@@ -28,14 +31,14 @@ demo: $(VENV)/installed ## install, build a trained chat model, and ask it a que
 	$(BIN)/python -m compiler run $(BUNDLE) --chat --prompt "What is the capital of France?" --max-tokens 64
 
 test: $(VENV)/installed-test ## run every test, the slow ones and the trained model included
-	$(BIN)/python -m pytest -m "$(SELECT)"
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(SELECT)"
 
 check: $(VENV)/installed-dev ## format, lint, types, layering and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/python -m pytest -m "not slow and not model and not accept"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not model and not accept"
 
 accept: $(VENV)/installed-test ## measure what the project claims; figures in build/acceptance.md
 	$(BIN)/python -m pytest -m accept tests/acceptance
