@@ -4,8 +4,9 @@
     CastLike(0.0, Squeeze(Shape(x)))  ->  0
     Identity(x), Slice(x, 0, INT64_MAX, step 1)  ->  x
 
-Declines a node whose result is larger than a constant may be (1 KiB), which is a parameter's place,
-and an Identity that makes an output of the graph, which is its name. Nothing changes numerically:
+Declines a Range, which is as long as a window or a context is, a node whose result is larger than a
+constant may be (1 KiB), which is a parameter's place, and an Identity that makes an output of the
+graph, which is its name. Nothing changes numerically:
 onnx's reference evaluator computes what the runtime would.
 """
 
@@ -99,6 +100,11 @@ def fold_constants(program: Program) -> PassReport:
             continue
         known = _known(node, types)
         if known is None:
+            continue
+        if node.op == "Range":
+            # Whether it is folded must not hang on a length: what is done to the probe, which is
+            # short, must be done to the model.
+            skips.append(Skip(node.name, "it is as long as a number says, and may be any length"))
             continue
         values = _evaluate(known, len(node.outputs))
         if any(value.nbytes > CONSTANT_BYTES for value in values):

@@ -9,7 +9,7 @@ from exported_models import LAYERS, VARIANTS, VOCABULARY, write_export
 from program_runs import run_pass, run_program, traced_inputs
 from traced_models import CONTEXT, WINDOW, TracedModels
 
-from compiler.contracts.pass_base import Pass
+from compiler.contracts.pass_base import Pass, PassReport, Skip
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.import_onnx import import_onnx, locate_onnx
@@ -67,6 +67,11 @@ def same(found: np.ndarray, wanted: np.ndarray, rewriting: Pass) -> bool:
     return np.allclose(found, wanted, rtol=promise.rtol, atol=promise.atol)
 
 
+def unexpected(report: PassReport) -> list[Skip]:
+    """What was declined, less the ranges of positions, which stay until fold-mask."""
+    return [skip for skip in report.skips if "may be any length" not in skip.reason]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_each_pass_keeps_its_contract_and_fires_as_often_as_there_are_layers(
@@ -82,7 +87,7 @@ def test_each_pass_keeps_its_contract_and_fires_as_often_as_there_are_layers(
         count = COUNTS.get(rewriting.name)
         if count is not None:
             assert (rewriting.name, len(report.rewrites)) == (rewriting.name, count.get(variant, 0))
-        assert (rewriting.name, report.skips) == (rewriting.name, ())
+        assert (rewriting.name, unexpected(report)) == (rewriting.name, [])
         assert run_pass(rewriting, program).rewrites == ()
         found = outputs(program, checkpoint)
         for before, after in zip(wanted, found, strict=True):
@@ -97,4 +102,4 @@ def test_a_traced_graph_is_in_that_form_already(traced_models: TracedModels, nam
         run_pass(FoldConstants(), program)
         for rewriting in PASSES:
             report = run_pass(rewriting, program)
-            assert (rewriting.name, report.rewrites, report.skips) == (rewriting.name, (), ())
+            assert (rewriting.name, report.rewrites, unexpected(report)) == (rewriting.name, (), [])
