@@ -56,9 +56,10 @@ PASSES: Mapping[str, str] = {
 TARGETS: Mapping[str, str] = {
     "tvm_llvm": "targets.llvm.target:LLVMTarget",
     "torch": "targets.torch.target:TorchTarget",
+    "onnxruntime": "targets.onnxruntime.target:OnnxRuntimeTarget",
 }
 # Names of the declared format that no class stands behind yet; a plugin may fill them.
-DECLARED_TARGETS: tuple[str, ...] = ("tvm_vacc", "onnxruntime")
+DECLARED_TARGETS: tuple[str, ...] = ("tvm_vacc",)
 TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
 # By the `model_type` of config.json.
 MODELS: Mapping[str, str] = {

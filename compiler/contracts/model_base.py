@@ -10,25 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# Where a layer is observed, in the order of computation; the names that comparisons use.
-TAP_POINTS: tuple[str, ...] = (
-    "norm1",
-    "q",
-    "k",
-    "v",
-    "q_rot",
-    "k_rot",
-    "attn",
-    "o",
-    "resid1",
-    "norm2",
-    "gate",
-    "up",
-    "act",
-    "down",
-    "resid2",
-)
-
 
 class ModelFamily(ABC):
     """One family of checkpoints, by `model_type`. Stateless; `config` is config.json, parsed."""

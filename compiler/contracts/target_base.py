@@ -14,7 +14,8 @@ import numpy as np
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import CompilerError, RunError, TargetError
 from compiler.contracts.pass_base import Skip
-from compiler.contracts.program import Phase, Program
+from compiler.contracts.program import Phase, Program, ProgramSet
+from compiler.contracts.taps import Observer
 from compiler.contracts.weights import CheckpointRef
 
 OptionValue = str | int | float | bool | None | Sequence[str]
@@ -60,6 +61,14 @@ class PassChoice:
 
 
 @dataclass(frozen=True)
+class ProgramModel:
+    """Both phases of a model at any point of the pipeline, and the checkpoint of its weights."""
+
+    programs: ProgramSet
+    checkpoint: CheckpointRef
+
+
+@dataclass(frozen=True)
 class Lowered:
     """What `Target.lower` wrote: the parameters that the module takes, in order, and its facts."""
 
@@ -74,11 +83,13 @@ class Runner(ABC):
         vocabulary: Number of logits.
         context: Positions that the cache holds.
         length: Positions filled so far.
+        layers: Decoder layers.
     """
 
     vocabulary: int
     context: int
     length: int = 0
+    layers: int = 0
 
     @abstractmethod
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
@@ -92,6 +103,32 @@ class Runner(ABC):
         """Forget every position from `length` on; 0 starts over."""
         assert 0 <= length <= self.length, f"rewind to {length} of {self.length}"
         self.length = length
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show `observer` the taps of every call from here on; None ends it.
+
+        Taps come in the order of computation, those that the runner holds, and no others. Watching
+        must not change what is computed: no rebuild, no other kernels.
+
+        Raises:
+            TargetError: This runner shows nothing but logits.
+        """
+        del observer
+        raise TargetError(
+            f"{type(self).__name__} shows no taps", hint="compare with --level end-to-end"
+        )
+
+    def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of positions [start, stop) of a layer, rotated, as attention reads them.
+
+        Returns:
+            Two float32 arrays [stop - start, kv_heads * head_dim], copies.
+
+        Raises:
+            TargetError: This runner shows nothing but logits, or its cache ends before `stop`.
+        """
+        del layer, start, stop
+        raise TargetError(f"{type(self).__name__} does not show its cache")
 
     def close(self) -> None:  # noqa: B027 - nothing to release is a proper default
         """Release what the runner holds."""
@@ -172,6 +209,9 @@ class Target(ABC):
     name: ClassVar[str]
     # What `open` takes: "checkpoint", "program" or "bundle".
     opens: ClassVar[str]
+    # What may follow the name in a comparison, besides nothing: `torch@bf16`. For a target that
+    # opens programs the word after the @ is a pass, the last that has run.
+    variants: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def probe(self) -> Probe:
@@ -209,11 +249,38 @@ class Target(ABC):
 
     @abstractmethod
     def open(
-        self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None
+        self,
+        model: CheckpointRef | ProgramModel | Bundle,
+        *,
+        threads: int | None = None,
+        variant: str = "",
     ) -> Runner:
         """Open what `opens` says for running.
+
+        Args:
+            model: Of the kind that `opens` names.
+            threads: To compute with; None leaves it to the target.
+            variant: One of `variants`; empty for the plain target.
 
         Raises:
             MachineLacks: The machine lacks what the model needs.
             TargetError: The model is of another kind than this target opens.
         """
+
+    def open_lowered(self, model: ProgramModel, options: TargetOptions) -> Runner | None:
+        """Open programs as this target's compiler reads them, before what it makes of them.
+
+        A ladder tells by it the import's error from that of the target's own kernels.
+
+        Args:
+            model: After all passes, as `lower` gets its programs.
+            options: As `lower` gets them.
+
+        Returns:
+            None: there is no such point that could run here.
+
+        Raises:
+            TargetError: The programs cannot be lowered.
+        """
+        del model, options
+        return None

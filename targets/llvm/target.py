@@ -14,6 +14,7 @@ from compiler.contracts.target_base import (
     Lowered,
     PassChoice,
     Probe,
+    ProgramModel,
     Runner,
     Target,
     TargetOptions,
@@ -126,7 +127,11 @@ class LLVMTarget(Target):
         return Lowered(params=params, facts=facts)
 
     def open(
-        self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None
+        self,
+        model: CheckpointRef | ProgramModel | Bundle,
+        *,
+        threads: int | None = None,
+        variant: str = "",
     ) -> Runner:
         """Open a bundle in a process that loads TVM's runtime alone.
 
@@ -139,6 +144,20 @@ class LLVMTarget(Target):
         from targets.llvm.runner import LLVMRunner
 
         return LLVMRunner(model, threads=threads)
+
+    def open_lowered(self, model: ProgramModel, options: TargetOptions) -> Runner:
+        """Run programs by TVM's own operators, in this process.
+
+        Raises:
+            TargetError: A program has what cannot be lowered.
+            MachineLacks: TVM is missing.
+        """
+        problems = [problem for program in model.programs for problem in self.unsupported(program)]
+        if problems:
+            raise TargetError(problems[0].reason, where=problems[0].node)
+        from targets.llvm.lowered import LoweredRunner
+
+        return LoweredRunner(model, features=_features(options), threads=_threads(options))
 
 
 def _features(options: TargetOptions) -> CpuFeatures:

@@ -191,10 +191,10 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "did you mean 'tvm_llvm'? Possible: llvm, onnxruntime, torch, tvm_llvm, tvm_vacc, vacc",
         ),
         (
-            "backend.type=onnxruntime",
+            "backend.type=vacc",
             "not-supported-yet",
-            "target 'onnxruntime' is not supported yet",
-            "supported: torch, tvm_llvm",
+            "target 'vacc' is not supported yet",
+            "supported: onnxruntime, torch, tvm_llvm",
         ),
         (
             "backend.compile.x={a: 1}",

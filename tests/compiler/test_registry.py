@@ -87,7 +87,7 @@ def test_the_built_in_names():
         "store-weights",
         "widen-angles",
     )
-    assert registry.targets() == ("torch", "tvm_llvm")
+    assert registry.targets() == ("onnxruntime", "torch", "tvm_llvm")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
     assert registry.models() == ("llama", "qwen2", "qwen3")
 
@@ -146,12 +146,12 @@ def test_a_declared_target_without_a_class_is_not_supported_yet():
     error = caught.value
     assert (error.code, error.where) == ("not-supported-yet", "m.yaml:1:2")
     assert error.message == "target 'vacc' is not supported yet"
-    assert error.hint == "supported: torch, tvm_llvm"
+    assert error.hint == "supported: onnxruntime, torch, tvm_llvm"
 
 
 def test_a_plugin_may_fill_a_declared_target(plugins, module):
     plugins(("graphlower.targets", "tvm_vacc", f"{module}:Mine", "acme"))
-    assert registry.targets() == ("torch", "tvm_llvm", "tvm_vacc")
+    assert registry.targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
     with pytest.raises(ConfigError, match="'Mine' is not a Target"):
         registry.load_target("vacc")
 
