@@ -1,1 +1,1 @@
-"""The reference: transformers' own model in float32, never our traced module."""
+"""The reference: transformers' own model, plainly in float32, never our traced module."""

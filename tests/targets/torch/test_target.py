@@ -11,7 +11,7 @@ from traced_models import VOCABULARY, TracedModels
 from transformers import AutoModelForCausalLM
 
 from compiler.contracts.errors import RunError, TargetError
-from compiler.contracts.target_base import Runner, TargetOptions
+from compiler.contracts.target_base import ProgramModel, Runner, TargetOptions
 from targets.torch.target import TorchTarget
 
 TOKENS = [5, 17, 3, 44, 9, 71, 2, 30, 8]
@@ -74,6 +74,46 @@ def test_rewinding_past_a_window_or_a_trained_length(traced_models: TracedModels
     np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gqa", "sliding"])
+def test_the_cache_shows_every_position(traced_models: TracedModels, name: str):
+    runner, other = (TorchTarget().open(traced_models.checkpoint(name)) for _ in range(2))
+    width = traced_models.checkpoint(name).tensors["model.layers.0.self_attn.k_proj.bias"].shape[0]
+    runner.extend(TOKENS)
+    runner.rewind(3)
+    runner.extend([11, 60])
+    other.extend([*TOKENS[:3], 11, 60])
+    for layer in range(runner.layers):
+        pairs = zip(runner.cache_rows(layer, 1, 5), other.cache_rows(layer, 1, 5), strict=True)
+        for found, wanted in pairs:
+            assert (found.dtype, found.shape) == (np.float32, (4, width))
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+            found.fill(np.nan)
+        assert np.isfinite(runner.cache_rows(layer, 1, 5)).all()
+    with pytest.raises(AssertionError, match="rows 4 to 6 of 5"):
+        runner.cache_rows(0, 4, 6)
+
+
+@pytest.mark.parametrize(("variant", "error"), [("bf16", 0.1), ("fp16", 0.01)])
+def test_variants_compute_in_their_dtype(
+    traced_models: TracedModels, model: torch.nn.Module, variant: str, error: float
+):
+    assert variant in TorchTarget.variants
+    runner = TorchTarget().open(traced_models.checkpoint("gqa"), variant=variant)
+    assert (runner.layers, runner.vocabulary) == (2, VOCABULARY)
+    runner.extend(TOKENS[:6])
+    found = runner.extend(TOKENS[6:])
+    assert found.dtype == np.float32
+    wanted = whole(model, TOKENS)
+    assert error / 50 < np.abs(found - wanted).max() < error
+
+
+def test_another_variant_is_refused(traced_models: TracedModels):
+    with pytest.raises(TargetError) as caught:
+        TorchTarget().open(traced_models.checkpoint("gqa"), variant="int4")
+    assert caught.value.message == "target 'torch' has no variant 'int4'"
+    assert caught.value.hint == "it has bf16, fp16, and float32 without a variant"
+
+
 def test_the_context_is_what_the_rotary_is_stretched_to(traced_models: TracedModels):
     assert TorchTarget().open(traced_models.checkpoint("dynamic")).context == 40
 
@@ -132,8 +172,10 @@ def test_it_builds_nothing(traced_models: TracedModels):
     assert error.hint is not None
     assert "compare" in error.hint
     with pytest.raises(TargetError) as caught:
-        TorchTarget().open(traced_models.programs("gqa").programs["decode"])
-    assert caught.value.message == "target 'torch' opens checkpoints, not Program"
+        TorchTarget().open(
+            ProgramModel(traced_models.programs("gqa"), traced_models.checkpoint("gqa"))
+        )
+    assert caught.value.message == "target 'torch' opens checkpoints, not ProgramModel"
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
