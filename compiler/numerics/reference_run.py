@@ -65,6 +65,8 @@ def _session(model: onnx.ModelProto) -> "InferenceSession":
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # Its arena keeps what one run needed for the next; a program in pieces has hundreds of them.
+    options.enable_cpu_mem_arena = False
     with _refusals():
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

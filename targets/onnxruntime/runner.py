@@ -1,0 +1,158 @@
+"""Both phases of a model on onnxruntime, unoptimised and on one thread, with one KV cache.
+
+The programs may have the traced signature, that of fold-mask, or that of plan-kv-cache; caches are
+held as the programs take them: [1, K, past, d] of what is filled, or [C, K, d].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx.shape_inference import InferenceError
+
+from compiler.contracts.errors import PassError, TargetError
+from compiler.contracts.program import Phase, Program, TensorSpec
+from compiler.contracts.taps import Observer
+from compiler.contracts.target_base import ProgramModel, WindowedRunner
+from compiler.numerics.measured_pass import ParameterValues
+from compiler.numerics.reference_run import ReferenceSession
+from compiler.numerics.segments import SegmentedRun
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+_CACHE_PREFIX = "past_key_values."
+
+
+class OnnxRuntimeRunner(WindowedRunner):
+    """One model, one KV cache.
+
+    Raises:
+        TargetError: The caches of the two phases differ.
+    """
+
+    def __init__(self, model: ProgramModel) -> None:
+        programs = model.programs.programs
+        prefill = programs["prefill"]
+        specs = _cache_specs(prefill)
+        for phase, program in programs.items():
+            if _cache_specs(program) != specs:
+                raise TargetError(
+                    f"the caches of prefill and {phase} differ in shape",
+                    hint="let both phases go through the same passes",
+                )
+        self.window, self.context, self.layers = prefill.tokens, prefill.context, prefill.layers
+        self.has_decode = "decode" in programs
+        self.takes_padding = prefill.logits_of != "last"
+        logits = next(spec for spec in prefill.outputs() if spec.name == "logits")
+        self.vocabulary = int(logits.shape[-1])
+        values = ParameterValues(model.checkpoint.rows)
+        self._phases = {
+            phase: _Phase(program, values.of(program.weights))
+            for phase, program in programs.items()
+        }
+        self._observer: Observer | None = None
+        self._caches = {spec.name: _empty(spec) for spec in specs}
+        self._token_axis = {spec.name: 0 if len(spec.shape) == 3 else 2 for spec in specs}
+
+    def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """One call of one graph; what it gives as caches is kept."""
+        caches = {name: self._cut(name, cache, past) for name, cache in self._caches.items()}
+        found = self._phases[phase].run(
+            {**_lengths(tokens, past=past, valid=valid), **caches},
+            self._observer,
+            past=past,
+            valid=valid,
+        )
+        self._caches = {
+            name: self._cut(name, found[_present(name)], past + valid) for name in caches
+        }
+        logits = found["logits"].reshape(-1, self.vocabulary)
+        # Every token's, where the slice was left out; else the wanted one's alone.
+        return logits[valid - 1 if len(logits) > 1 else 0].astype(np.float32)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show the taps that the programs hold, the graphs being run in pieces; None ends it."""
+        self._observer = observer
+
+    def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values as the programs hold them; a growing cache holds what was read."""
+        assert 0 <= start <= stop <= self.length, f"rows {start}:{stop} of {self.length}"
+        names = [f"{_CACHE_PREFIX}{layer}.{kind}" for kind in ("key", "value")]
+        held = self._caches[names[0]].shape[self._token_axis[names[0]]]
+        if stop > held:
+            raise TargetError(f"the cache of layer {layer} holds {held} positions, not {stop}")
+        keys, values = (
+            np.moveaxis(self._caches[name], self._token_axis[name], 0)[start:stop]
+            .reshape(stop - start, -1)
+            .astype(np.float32)
+            for name in names
+        )
+        return keys, values
+
+    def close(self) -> None:
+        """Release the sessions, the parameters and the caches."""
+        self._phases, self._caches = {}, {}
+
+    def _cut(self, name: str, cache: np.ndarray, length: int) -> np.ndarray:
+        """A cache as a program takes it after `length` tokens: a growing one is cut to them."""
+        return cache if self._token_axis[name] == 0 else cache[:, :, :length]
+
+
+class _Phase:
+    """One program with its parameters; its sessions are made when they are first needed."""
+
+    def __init__(self, program: Program, parameters: "Mapping[str, OrtValue]") -> None:
+        self._program, self._parameters = program, parameters
+        self._whole: ReferenceSession | None = None
+        self._pieces: SegmentedRun | None = None
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], observer: Observer | None, *, past: int, valid: int
+    ) -> dict[str, np.ndarray]:
+        """The outputs by name.
+
+        Raises:
+            PassError: onnxruntime refuses the graph, or a node fails.
+        """
+        feeds = {**self._parameters, **inputs}
+        try:
+            if observer is None:
+                self._whole = self._whole or ReferenceSession(self._program.model())
+                return self._whole.run(feeds)
+            self._pieces = self._pieces or SegmentedRun(self._program)
+            return self._pieces.run(feeds, observer, past=past, valid=valid)
+        except (PassError, InferenceError) as error:
+            said = error.message if isinstance(error, PassError) else " ".join(str(error).split())
+            raise PassError(
+                said,
+                where=self._program.phase,
+                hint="a pass left it so; onnxruntime@<pass> runs the graph as of an earlier one",
+                code="not-runnable",
+            ) from error
+
+
+def _lengths(tokens: np.ndarray, *, past: int, valid: int) -> dict[str, np.ndarray]:
+    """Tokens and lengths in every form that a program may take them in."""
+    width = tokens.shape[1]
+    return {
+        "input_ids": tokens,
+        "attention_mask": (np.arange(past + width) < past + valid).astype(np.int64)[None],
+        "position_ids": np.arange(past, past + width, dtype=np.int64)[None],
+        "past_length": np.array([past], np.int64),
+        "valid_length": np.array([valid], np.int64),
+    }
+
+
+def _cache_specs(program: Program) -> Sequence[TensorSpec]:
+    return [spec for spec in program.inputs() if spec.name.startswith(_CACHE_PREFIX)]
+
+
+def _empty(spec: TensorSpec) -> np.ndarray:
+    """Nothing cached: no positions where they are counted, zeros where all are there."""
+    return np.zeros([0 if isinstance(n, str) else n for n in spec.shape], np.dtype(spec.dtype))
+
+
+def _present(cache: str) -> str:
+    """The output that a cache's next value is: `present.3.key` of `past_key_values.3.key`."""
+    return f"present.{cache.removeprefix(_CACHE_PREFIX)}"
