@@ -5,7 +5,7 @@ Neither torch nor the TVM compiler is imported here; see `compiler.relax.lean`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,11 @@ import numpy as np
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
 from compiler.contracts.errors import BundleError, MachineLacks
 from compiler.contracts.program import Phase
+from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import WindowedRunner
 from compiler.relax.lean import import_tvm_ffi
 from targets.llvm.features import CpuFeatures, detect, missing
+from targets.llvm.observing import Instrument, cache_name, cached_rows
 
 if TYPE_CHECKING:
     import tvm_ffi
@@ -43,13 +45,16 @@ class LLVMRunner(WindowedRunner):
         self.takes_padding = all(entry.logits_of != "last" for entry in entries)
         self.has_decode = any(entry.phase == "decode" for entry in entries)
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
-        self._functions = {entry.phase: self._load(bundle, entry) for entry in entries}
+        self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
+        self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
         mapped = map_parameters(bundle.path / PARAMS_FOLDER / "rank0.safetensors")
         tensors = {name: self._tensor(*value) for name, value in mapped.items()}
         self._params = {
             entry.phase: [tensors[entry.stored[name]] for name in entry.params] for entry in entries
         }
         self._caches = self._new_caches(entries[0])
+        self.layers = sum(name.endswith(".key") for name in self._caches)
+        self._observed: dict[Phase, tuple[Instrument, tvm_ffi.Function]] = {}
 
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """One call of one graph; the caches change in place."""
@@ -64,25 +69,62 @@ class LLVMRunner(WindowedRunner):
             else self._tensor(_aligned_copy(given[spec.name]))
             for spec in self._entries[phase].inputs
         ]
-        outputs = self._functions[phase](*arguments, *self._params[phase])
+        arguments += self._params[phase]
+        if phase not in self._observed:
+            return self._logits(self._functions[phase](*arguments), valid)
+        instrument, function = self._observed[phase]
+        logits = self._logits(instrument.run(function, arguments, past=past, valid=valid), valid)
+        instrument.see_logits(logits)
+        return logits
+
+    def observe(self, observer: Observer | None) -> None:
+        """Watch the same kernels in machines of their own: TVM takes no instrument back."""
+        self._observed = {}
+        if observer is None:
+            return
+        for phase, entry in self._entries.items():
+            instrument = Instrument(
+                observer,
+                entry,
+                params=self._params[phase],
+                caches=self._caches,
+                layers=self.layers,
+            )
+            machine = self._machine(phase)
+            machine["set_instrument"](self._ffi.convert(instrument))
+            self._observed[phase] = instrument, machine["main"]
+
+    def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """As the caches hold them."""
+        assert 0 <= start <= stop <= self.context, f"rows [{start}, {stop}) of {self.context}"
+        keys, values = (
+            cached_rows(self._caches[cache_name(layer, kind)], start, stop).astype(np.float32)
+            for kind in ("key", "value")
+        )
+        return keys, values
+
+    def _logits(self, outputs: Sequence["tvm_ffi.Tensor"], valid: int) -> np.ndarray:
         logits = np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)
         # Every token's, where the slice was left out; else the wanted one's alone.
         return logits[valid - 1 if len(logits) > 1 else 0].copy()
 
-    def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Function":
-        library = bundle.path / entry.folder / str(entry.target["library"])
-        executable = self._ffi.load_module(str(library))["vm_load_executable"]()
-        executable["vm_initialization"](_CPU_DEVICE, 0, _POOLED_ALLOCATOR)
-        return executable["main"]
+    def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Module":
+        return self._ffi.load_module(str(bundle.path / entry.folder / str(entry.target["library"])))
 
-    def _tensor(self, array: np.ndarray, dtype: str | None = None) -> object:
+    def _machine(self, phase: Phase) -> "tvm_ffi.Module":
+        """A virtual machine of its own over the graph's kernels."""
+        machine = self._libraries[phase]["vm_load_executable"]()
+        machine["vm_initialization"](_CPU_DEVICE, 0, _POOLED_ALLOCATOR)
+        return machine
+
+    def _tensor(self, array: np.ndarray, dtype: str | None = None) -> "tvm_ffi.Tensor":
         tensor = self._ffi.from_dlpack(array)
         if dtype is None:
             return tensor
         view = self._ffi.get_global_func("runtime.TVMTensorCreateView")
         return view(tensor, self._ffi.Shape(array.shape), self._ffi.dtype(dtype), 0)
 
-    def _new_caches(self, entry: ModuleEntry) -> dict[str, object]:
+    def _new_caches(self, entry: ModuleEntry) -> dict[str, "tvm_ffi.Tensor"]:
         caches = {}
         for spec in entry.inputs:
             if spec.name not in entry.aliases.values():

@@ -1,0 +1,281 @@
+"""Shows what a graph's kernels take and leave, through the VM's instrument: nothing is rebuilt.
+
+TVM's virtual machine calls an instrument before and after every kernel, with the kernel's name and
+its arguments, outputs last (https://github.com/apache/tvm/blob/main/src/runtime/vm/vm.cc,
+`RunInstrCall`). The kernels of this target are never fused, so nearly every tap lies in memory as
+an argument of one, and other arguments say which: a weight's address belongs to a module, a cache's
+to a layer.
+
+    rms_norm(x, weight, y)            x: embed, resid1, resid2    y: norm1, norm2, norm
+    linear(x, weight, [bias,] y)      x: attn, act                y: q, k, v, o, gate, up, down
+    cache_update(cache, rows, ..)     rows: k_rot
+    attention(q, keys, values, ..)    q: q_rot, then keys and values, the rows that were written
+
+A product by TVM (an int8 weight, 16-bit arithmetic) shows the same where its result is the
+module's; a weight that a kernel widened or turned first still is that module's. What follows from
+no address is not shown: q, k and v of one joined weight, gate and up likewise, o and down where TVM
+added the residual in the same kernel, norms and attention that were not fused.
+
+Taps come in the order of the kernels, inputs before a kernel runs and outputs after it, so k_rot
+stands before q_rot. A value that an observer puts in place is written where it lies. The residual's
+next sum must read it there too: where a norm reads a copy (`cast-dtype`), replacing is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from compiler.contracts.bundle import ModuleEntry
+from compiler.contracts.errors import TargetError
+from compiler.contracts.taps import Observer, Tap
+from compiler.relax.lean import import_tvm_ffi
+
+if TYPE_CHECKING:
+    import tvm_ffi
+
+# A layer's modules -> what they take, and what they leave.
+_TAKEN = {"post_attention_layernorm": "resid1", "self_attn.o_proj": "attn", "mlp.down_proj": "act"}
+_LEFT = {
+    "input_layernorm": "norm1",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "post_attention_layernorm": "norm2",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+_FINAL_NORM = "model.norm"
+_RESIDUALS = ("embed", "resid1", "resid2")
+# Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
+_OF_MODULE = re.compile(r"(rms_norm|linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*")
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+def memory_of(tensor: "tvm_ffi.Tensor") -> np.ndarray:
+    """The tensor's own memory as an array that can be written.
+
+    Raises:
+        TargetError: Its dtype is no float of 32 or 16 bits.
+    """
+    dtype = str(tensor.dtype)
+    if dtype not in _FLOATS:
+        raise TargetError(f"a value of dtype {dtype} cannot be shown as float32")
+    if dtype != "bfloat16":
+        return np.from_dlpack(tensor)
+    # numpy's from_dlpack lacks bfloat16.
+    ffi = import_tvm_ffi()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    as_integers = view(tensor, ffi.Shape(tensor.shape), ffi.dtype("uint16"), 0)
+    return np.from_dlpack(as_integers).view(ml_dtypes.bfloat16)
+
+
+def cached_rows(cache: "tvm_ffi.Tensor", start: int, stop: int) -> np.ndarray:
+    """Positions [start, stop) of a cache [context, heads, head_dim], [stop - start, width]."""
+    memory = memory_of(cache)
+    return memory.reshape(len(memory), -1)[start:stop]
+
+
+def cache_name(layer: int, kind: str) -> str:
+    """The graph's input that is a layer's `key` or `value` cache."""
+    return f"past_key_values.{layer}.{kind}"
+
+
+def _taps_by_module(layers: int) -> tuple[dict[str, Tap], dict[str, Tap]]:
+    """Module -> the tap that it takes; module -> the tap that it leaves."""
+    taken = {_FINAL_NORM: Tap(layers - 1, "resid2")}
+    left = {_FINAL_NORM: Tap(None, "norm")}
+    for layer in range(layers):
+        stem = f"model.layers.{layer}"
+        taken |= {f"{stem}.{module}": Tap(layer, point) for module, point in _TAKEN.items()}
+        left |= {f"{stem}.{module}": Tap(layer, point) for module, point in _LEFT.items()}
+        before = Tap(None, "embed") if layer == 0 else Tap(layer - 1, "resid2")
+        taken[f"{stem}.input_layernorm"] = before
+    return taken, left
+
+
+def _module_of(params: frozenset[str]) -> str | None:
+    """The module that all of them belong to."""
+    modules = {name.rpartition(".")[0] for name in params}
+    return modules.pop() if len(modules) == 1 else None
+
+
+class Instrument:
+    """Shows the kernels of one graph to an observer; the VM calls it before and after each."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        entry: ModuleEntry,
+        *,
+        params: Sequence["tvm_ffi.Tensor"],
+        caches: Mapping[str, "tvm_ffi.Tensor"],
+        layers: int,
+    ) -> None:
+        self._observer = observer
+        self._tokens = entry.tokens
+        self._names = {
+            tensor.data_ptr(): frozenset({name})
+            for name, tensor in zip(entry.params, params, strict=True)
+        }
+        self._params: dict[str, set[str]] = {}
+        for name in entry.params:
+            self._params.setdefault(name.rpartition(".")[0], set()).add(name)
+        self._key_caches = {
+            caches[cache_name(layer, "key")].data_ptr(): layer for layer in range(layers)
+        }
+        self._taken, self._left = _taps_by_module(layers)
+        self._tensor: type[tvm_ffi.Tensor] = import_tvm_ffi().Tensor
+        self._begin(past=0, valid=0)
+
+    def _begin(self, *, past: int, valid: int) -> None:
+        self._past, self._valid = past, valid
+        self._shown: set[Tap] = set()
+        # Address of a weight in another form -> the parameters that it was made of.
+        self._forms: dict[int, frozenset[str]] = {}
+        # Address and tap of a replaced residual that no sum has read yet.
+        self._unread: tuple[int, Tap] | None = None
+        self._raised: BaseException | None = None
+
+    def run(
+        self,
+        function: Callable[..., Sequence["tvm_ffi.Tensor"]],
+        arguments: Sequence["tvm_ffi.Tensor"],
+        *,
+        past: int,
+        valid: int,
+    ) -> Sequence["tvm_ffi.Tensor"]:
+        """Call the graph whose VM carries this instrument.
+
+        Raises:
+            TargetError: A residual was replaced of which the norm reads a copy.
+            BaseException: What the observer raised, as it is.
+        """
+        self._begin(past=past, valid=valid)
+        try:
+            outputs = function(*arguments)
+        except Exception:
+            # TVM passes an exception on as an error of its own.
+            raised, self._raised = self._raised, None
+            if raised is None:
+                raise
+            raise raised from None
+        if self._unread is not None:
+            raise _was_copied(self._unread[1])
+        return outputs
+
+    def see_logits(self, logits: np.ndarray) -> None:
+        """Show the result, float32 [vocabulary], and put in place what comes back."""
+        self._show(Tap(None, "logits"), logits.reshape(1, -1))
+
+    def __call__(
+        self, _kernel: object, name: str, is_before: bool, _result: object, *arguments: object
+    ) -> None:
+        """As the VM asks; its own builtins move no values."""
+        if name.startswith("vm.builtin."):
+            return
+        try:
+            tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
+            self._before(name, tensors) if is_before else self._after(name, tensors)
+        except BaseException as e:
+            self._raised = e
+            raise
+
+    def _before(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        self._note_reading(tensors)
+        for tap, rows in self._inputs(kernel, tensors):
+            is_replaced = self._show(tap, rows)
+            is_added_later = tap.point in _RESIDUALS and tap != self._taken[_FINAL_NORM]
+            if is_replaced and is_added_later:
+                self._unread = (tensors[0].data_ptr(), tap)
+
+    def _after(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        module = self._module(kernel, tensors)
+        if module in self._left and self._is_whole(module, tensors):
+            for tap, rows in self._by_token(self._left[module], tensors[-1]):
+                self._show(tap, rows)
+        self._note_form(kernel, tensors)
+
+    def _inputs(
+        self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]
+    ) -> Iterator[tuple[Tap, np.ndarray]]:
+        """What a kernel is about to read."""
+        layers = [self._key_caches.get(tensor.data_ptr()) for tensor in tensors[:2]]
+        match kernel.rstrip("0123456789"), layers:
+            case "cache_update", [int(layer), _]:
+                yield from self._by_token(Tap(layer, "k_rot"), tensors[1])
+            case "attention", [_, int(layer)]:
+                yield from self._by_token(Tap(layer, "q_rot"), tensors[0])
+                written = self._past, self._past + self._valid
+                yield Tap(layer, "keys"), cached_rows(tensors[1], *written)
+                yield Tap(layer, "values"), cached_rows(tensors[2], *written)
+            case _:
+                module = self._module(kernel, tensors)
+                if module in self._taken:
+                    yield from self._by_token(self._taken[module], tensors[0])
+
+    def _module(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> str | None:
+        """Whose weight a kernel of (x, weight, ...) takes."""
+        if len(tensors) < 3 or _OF_MODULE.fullmatch(kernel) is None:
+            return None
+        return None if self._made_of(tensors[:1]) else _module_of(self._made_of(tensors[1:2]))
+
+    def _made_of(self, tensors: Sequence["tvm_ffi.Tensor"]) -> frozenset[str]:
+        """The parameters behind all of them; none where one is no parameter."""
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        found = [self._names.get(one) or self._forms.get(one, frozenset()) for one in addresses]
+        return frozenset[str]().union(*found) if all(found) else frozenset()
+
+    def _is_whole(self, module: str, tensors: Sequence["tvm_ffi.Tensor"]) -> bool:
+        """Whether the result is the module's: of all its parameters, and of nothing else."""
+        return self._made_of(tensors[1:-1]) == self._params[module]
+
+    def _note_form(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        """A kernel that takes one module's parameters alone makes another form of its weight."""
+        made_of = self._made_of(tensors[:-1])
+        # Memory is used again: a form ends where it was multiplied, or is overwritten.
+        ended = tensors[1:] if _OF_MODULE.fullmatch(kernel) is not None else tensors[-1:]
+        for tensor in ended:
+            self._forms.pop(tensor.data_ptr(), None)
+        if _module_of(made_of) is not None:
+            self._forms[tensors[-1].data_ptr()] = made_of
+
+    def _by_token(self, tap: Tap, tensor: "tvm_ffi.Tensor") -> Iterator[tuple[Tap, np.ndarray]]:
+        """The real tokens' rows of a value; nothing where it has not a row for each token."""
+        shape = tuple(tensor.shape)
+        if shape[:1] == (self._tokens,) or shape[:2] == (1, self._tokens):
+            yield tap, memory_of(tensor).reshape(self._tokens, -1)[: self._valid]
+
+    def _show(self, tap: Tap, rows: np.ndarray) -> bool:
+        """Whether the observer put other values in place; a shared weight's tap is shown once."""
+        if tap.point not in self._observer.points or tap in self._shown:
+            return False
+        self._shown.add(tap)
+        given = self._observer.see(tap, rows.astype(np.float32))
+        if given is None:
+            return False
+        assert given.shape == rows.shape, f"{tap} is {rows.shape}, was given {given.shape}"
+        rows[...] = given
+        return True
+
+    def _note_reading(self, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        """Refuse a replaced residual that is overwritten before a sum has read it."""
+        if self._unread is None:
+            return
+        address, tap = self._unread
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        if address in addresses[:-1]:
+            self._unread = None
+        elif address in addresses:
+            raise _was_copied(tap)
+
+
+def _was_copied(tap: Tap) -> TargetError:
+    return TargetError(
+        f"{tap} cannot be replaced: the norm of this bundle reads a copy of the residual",
+        hint="build without 'cast-dtype' to replace residuals; watching them works",
+    )
