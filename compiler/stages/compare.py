@@ -1,51 +1,42 @@
-"""Two runners on identical tokens: trajectories, and the measures between them.
+"""Two models on identical tokens: the reference decodes, the candidate answers it.
 
-The reference decodes greedily; the candidate is then fed the reference's tokens, so that each
-step's logits answer the same question, and decodes once more on its own for the greedy agreement.
+    reference, prompts -> trajectories; candidate, trajectories -> logits; both -> Comparison
+
+The candidate is always fed the reference's tokens, so that every step answers the same question,
+and one pass over it also shows what it would have chosen: a token that differs is replaced by the
+reference's, and decoding goes on from there. Whether it is excused: `compiler.numerics.steps`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.contracts.comparison import Comparison, Divergence, TensorComparison, TensorStatus
+from compiler.config import CompareLimits
+from compiler.contracts.comparison import Comparison, Divergence, Finding, TokenStrip
 from compiler.contracts.target_base import Runner
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What passes: the tolerances of `compare` in the YAML.
-
-    Attributes:
-        max_abs: Largest absolute difference of a logit.
-        max_rel: Largest absolute difference over the largest magnitude of the reference.
-        min_cosine: Smallest cosine similarity of a step's logits.
-        min_top1: Smallest share of steps with the same largest logit.
-        min_greedy: Smallest share of equal tokens in free-running greedy decoding.
-    """
-
-    max_abs: float
-    max_rel: float
-    min_cosine: float
-    min_top1: float
-    min_greedy: float
+from compiler.numerics.limits import limit_findings
+from compiler.numerics.step_findings import step_findings
+from compiler.numerics.steps import Step, compare_step
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One prompt's decoding: the tokens chosen, and the logits that each was chosen from.
+    """One prompt's greedy decoding by the reference, run now or saved.
 
     Attributes:
-        tokens: Generated ids.
-        logits: float32 [len(tokens), vocabulary].
+        prompt: Token ids.
+        tokens: Generated ids, each the largest logit of its step.
+        logits: float32 [len(tokens), vocabulary]; row 0 is after the prompt.
     """
 
+    prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logits: np.ndarray
 
 
-def decode_greedily(runner: Runner, prompt: Sequence[int], steps: int) -> Trajectory:
+def decode_greedily(runner: Runner, prompt: Sequence[int], *, steps: int) -> Trajectory:
     """`steps` tokens, each the largest logit (on a tie the lowest id); fewer at context's end."""
     runner.rewind(0)
     rows = [runner.extend(prompt)]
@@ -53,96 +44,134 @@ def decode_greedily(runner: Runner, prompt: Sequence[int], steps: int) -> Trajec
     while len(tokens) < steps and runner.length < runner.context:
         rows.append(runner.extend(tokens[-1:]))
         tokens.append(int(np.argmax(rows[-1])))
-    return Trajectory(tuple(tokens), np.stack(rows))
+    return Trajectory(tuple(prompt), tuple(tokens), np.stack(rows))
 
 
-def decode_forced(runner: Runner, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-    """The logits before each of `tokens`, which are fed whatever the runner would have chosen."""
+def decode_forced(runner: Runner, reference: Trajectory) -> Iterator[np.ndarray]:
+    """The logits of each step, the reference's tokens being fed; fewer at context's end.
+
+    The runner runs as the rows are taken: take them before it is closed or used again.
+    """
     runner.rewind(0)
-    rows = [runner.extend(prompt)]
-    rows += [runner.extend([token]) for token in tokens[:-1]]
-    return np.stack(rows)
+    yield runner.extend(reference.prompt)
+    for token in reference.tokens[:-1]:
+        if runner.length == runner.context:
+            return
+        yield runner.extend([token])
 
 
-def measure(
-    name: str, reference: np.ndarray, candidate: np.ndarray, limits: Limits
-) -> TensorComparison:
-    """Compare two tensors; what makes a comparison meaningless is a status of its own."""
-    if reference.shape != candidate.shape:
-        return _unmeasured(name, "shape")
-    if reference.dtype != candidate.dtype:
-        return _unmeasured(name, "dtype")
-    if np.isnan(reference).any() or np.isnan(candidate).any():
-        return _unmeasured(name, "nan")
-    if np.isinf(reference).any() or np.isinf(candidate).any():
-        return _unmeasured(name, "infinite")
-    wide, other = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
-    max_abs = float(np.abs(wide - other).max(initial=0.0))
-    scale = float(np.abs(wide).max(initial=0.0))
-    max_rel = max_abs / scale if scale else float(max_abs > 0)
-    norms = float(np.linalg.norm(wide) * np.linalg.norm(other))
-    cosine = float(wide @ other) / norms if norms else float(not wide.any() and not other.any())
-    is_within = (
-        max_abs <= limits.max_abs and max_rel <= limits.max_rel and cosine >= limits.min_cosine
-    )
-    return TensorComparison(name, "pass" if is_within else "fail", max_abs, max_rel, cosine)
-
-
-def _unmeasured(name: str, status: TensorStatus) -> TensorComparison:
-    return TensorComparison(name, status, float("nan"), float("nan"), float("nan"))
-
-
-def compare_trajectories(
+def compare_end_to_end(
     names: tuple[str, str],
     references: Sequence[Trajectory],
-    forced: Sequence[np.ndarray],
+    candidates: Iterable[Iterable[np.ndarray]],
     *,
-    free: Sequence[Sequence[int]],
-    limits: Limits,
+    limits: CompareLimits,
+    perplexity: tuple[float, float] | None = None,
 ) -> Comparison:
-    """Everything that two targets said of the same prompts.
+    """Everything that the logits say of two models.
+
+    A step that cannot be measured (NaN, another shape) agrees with nothing: its first token counts
+    as another, whatever it is, and its five first as five others.
 
     Args:
         names: The reference's and the candidate's.
-        references: Per prompt, the reference's greedy decoding.
-        forced: Per prompt, the candidate's logits on the reference's tokens.
-        free: Per prompt, the candidate's own greedy tokens.
+        references: One for each prompt.
+        candidates: For each prompt the candidate's logits, as `decode_forced` gives them.
         limits: What passes.
+        perplexity: Of a text, the reference's and the candidate's.
     """
-    tensors = [
-        measure(f"prompt{index}/step{step}/logits", wanted, given, limits)
-        for index, (one, other) in enumerate(zip(references, forced, strict=True))
-        for step, (wanted, given) in enumerate(zip(one.logits, other, strict=True))
+    bounds: dict[str, float] = limits.model_dump()
+    prompts = [
+        _compare_prompt(prompt, one, rows, bounds)
+        for prompt, (one, rows) in enumerate(zip(references, candidates, strict=True))
     ]
-    chosen = [token for one in references for token in one.tokens]
-    forced_top = [int(np.argmax(row)) for other in forced for row in other]
-    equal_free = sum(
-        a == b
-        for one, own in zip(references, free, strict=True)
-        for a, b in zip(one.tokens, own, strict=False)
-    )
+    steps = [step for found in prompts for step in found]
+    decided = [step.shown.is_top1_equal for step in steps if not step.shown.is_near_tie]
+    equal = sum(step.shown.is_top1_equal for step in steps)
+    top1 = _share(sum(decided), len(decided))
+    top5 = _share(sum(step.shown.top5_overlap for step in steps), len(steps))
+    greedy = _share(equal, sum(len(one.tokens) for one in references))
     return Comparison(
         reference=names[0],
         candidate=names[1],
         level="end-to-end",
-        tensors=tuple(tensors),
-        top1_agreement=_share(sum(map(int.__eq__, chosen, forced_top)), len(chosen)),
-        greedy_agreement=_share(equal_free, len(chosen)),
-        first_divergence=_first_divergence(references, free),
-        min_top1=limits.min_top1,
-        min_greedy=limits.min_greedy,
+        steps=tuple(step.shown for step in steps),
+        strips=tuple(
+            _strip(f"prompt{prompt}", one, found)
+            for prompt, (one, found) in enumerate(zip(references, prompts, strict=True))
+        ),
+        top1_agreement=top1,
+        top5_agreement=top5,
+        greedy_agreement=greedy,
+        near_ties=sum(step.shown.is_near_tie for step in steps),
+        first_divergence=_first_divergence(steps),
+        perplexity=perplexity,
+        findings=(
+            *step_findings(steps, top1=top1, top5=top5, greedy=greedy, limits=bounds),
+            *_ends(references, prompts),
+            *_perplexity(perplexity, limits),
+        ),
+        limits=bounds,
     )
 
 
-def _share(count: int, total: int) -> float:
-    return count / total if total else 0.0
+def _compare_prompt(
+    prompt: int, reference: Trajectory, rows: Iterable[np.ndarray], limits: Mapping[str, float]
+) -> list[Step]:
+    # A candidate whose context is full gives fewer; `_ends` says so.
+    pairs = zip(reference.tokens, reference.logits, rows, strict=False)
+    return [
+        compare_step((prompt, index), token, wanted, given, limits=limits)
+        for index, (token, wanted, given) in enumerate(pairs)
+    ]
 
 
-def _first_divergence(
-    references: Sequence[Trajectory], free: Sequence[Sequence[int]]
-) -> Divergence | None:
-    for prompt, (one, own) in enumerate(zip(references, free, strict=True)):
-        for step, (wanted, given) in enumerate(zip(one.tokens, own, strict=False)):
-            if wanted != given:
-                return Divergence(prompt, step, wanted, given)
+def _strip(name: str, reference: Trajectory, steps: Sequence[Step]) -> TokenStrip:
+    return TokenStrip(
+        name=name,
+        prompt_tokens=len(reference.prompt),
+        reference=reference.tokens,
+        candidate=tuple(step.candidate for step in steps),
+        near_ties=tuple(step.index for step in steps if step.shown.is_near_tie),
+    )
+
+
+def _share(part: float, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _first_divergence(steps: Sequence[Step]) -> Divergence | None:
+    for step in steps:
+        if step.reference != step.candidate and not step.shown.is_near_tie:
+            return Divergence(step.prompt, step.index, step.reference, step.candidate)
     return None
+
+
+def _ends(references: Sequence[Trajectory], prompts: Sequence[Sequence[Step]]) -> Iterator[Finding]:
+    """A candidate that gave fewer steps than the reference."""
+    for prompt, (one, steps) in enumerate(zip(references, prompts, strict=True)):
+        if len(steps) < len(one.tokens):
+            yield Finding(
+                "missing",
+                f"prompt{prompt}/step{len(steps)}/logits",
+                f"the candidate ends after {len(steps)} of {len(one.tokens)} steps",
+                hint="ask for fewer tokens, or build with a longer context",
+            )
+
+
+def _perplexity(pair: tuple[float, float] | None, limits: CompareLimits) -> tuple[Finding, ...]:
+    if pair is None:
+        return ()
+    reference, candidate = pair
+    if not (math.isfinite(reference) and math.isfinite(candidate)):
+        kind = "nan" if math.isnan(reference) or math.isnan(candidate) else "infinite"
+        return (Finding(kind, "perplexity", f"it is {candidate}, of the reference {reference}"),)
+    because = f"from {reference:.6g} to {candidate:.6g}"
+    return limit_findings(
+        "max_perplexity_increase",
+        candidate / reference - 1,
+        limits.max_perplexity_increase,
+        where="perplexity",
+        what="the relative increase of the perplexity",
+        because=because,
+    )

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from compiler import registry
-from compiler.config import load_config
+from compiler.config import CompareLimits, load_config
 from compiler.config.rules import NOT_SUPPORTED_YET
+from compiler.config.sections import COMPARE_DEFAULTS
 from compiler.contracts.errors import CompilerError, CompilerErrors
 
+ROOT = Path(__file__).parents[2]
 MINIMAL = """\
 frontend:
   checkpoint: weights
@@ -109,7 +113,7 @@ def test_a_minimal_file_and_its_defaults(load, tmp_path):
     assert config.verify == "probe"
     assert (config.workspace.path, config.workspace.workers) == ("build", 2)
     assert config.workspace_path == tmp_path / "build"
-    assert config.compare.max_abs == 1e-3
+    assert config.compare.max_abs == 2e-3
     assert config.checkpoint == str(tmp_path / "weights")
 
 
@@ -243,8 +247,46 @@ def test_the_target_sees_its_options_and_their_places(load):
 def test_comparison_limits_follow_the_dtype_and_the_yaml(load):
     config = load(MINIMAL, overrides=("backend.dtype=bf16", "compare.max_abs=0.25"))
     assert config.compare.max_abs == 0.25
-    assert config.compare.min_top1 == 0.9
-    assert load(MINIMAL).compare.min_greedy == 1.0
+    assert config.compare.max_rel == 8e-2
+    assert load(MINIMAL).compare.min_greedy == 0.99
+
+
+def test_every_comparison_limit_can_be_set(load):
+    given = {
+        "max_abs": 0.25,
+        "max_rel": 0.125,
+        "min_cosine": 0.5,
+        "max_kl": 0.375,
+        "min_top1": 0.625,
+        "min_top5": 0.75,
+        "min_greedy": 0.875,
+        "max_local": 0.0625,
+        "max_perplexity_increase": 0.03125,
+    }
+    overrides = tuple(f"compare.{key}={value}" for key, value in given.items())
+    assert load(MINIMAL, overrides=overrides).compare.model_dump() == given
+
+
+def test_a_coarser_dtype_is_allowed_more():
+    """In the order of their unit roundoff; no limit of logits is tighter for a coarser dtype."""
+    order = [COMPARE_DEFAULTS[dtype] for dtype in ("fp32", "fp16", "bf16", "int8")]
+    for finer, coarser in pairwise(order):
+        for key, value in coarser:
+            allowed, more = getattr(finer, key), value
+            assert more <= allowed if key.startswith("min_") else more > allowed, key
+    assert {limits.min_top1 for limits in order} == {1.0}
+
+
+def test_the_documented_limits_are_the_defaults():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    section = page.partition("## compare\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|([^|]+)\|([^|]+)\|([^|]+)\|([^|]+)\|", section, re.M)
+    documented = {key: [float(value) for value in values] for key, *values in rows}
+    dtypes = ("fp32", "fp16", "bf16", "int8")
+    assert documented == {
+        key: [getattr(COMPARE_DEFAULTS[dtype], key) for dtype in dtypes]
+        for key in CompareLimits.model_fields
+    }
 
 
 def test_verify_off_needs_no_quotes(load):
