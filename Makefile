@@ -38,7 +38,7 @@ check: $(VENV)/installed-dev ## format, lint, types, layering and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not model and not accept"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not model and not accept and not browser"
 
 accept: $(VENV)/installed-test ## measure what the project claims; figures in build/acceptance.md
 	$(BIN)/python -m pytest -m accept tests/acceptance
