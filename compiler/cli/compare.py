@@ -1,111 +1,216 @@
 """`compare`: targets against a reference, on equal inputs."""
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compiler.contracts.comparison import Comparison
+from compiler.atomic_file import check_place
+from compiler.cli.compare_tables import print_report
+from compiler.contracts.comparison import Report
 from compiler.contracts.errors import EXIT_CHECK_FAILED, ConfigError
 from compiler.terminal import Terminal, plain
 
+if TYPE_CHECKING:
+    from compiler.config import BuildConfig
+    from compiler.workflows.compare_inputs import InputOptions
+    from compiler.workflows.compare_targets import TargetChoice
+
+# Taps are as many as calls times layers times points.
+_TOKENS, _TOKENS_BY_TAP = 16, 4
+_REFERENCE = "torch"
+# What says how targets of a YAML are compared; a bundle by itself has no use for it.
+_OF_A_YAML = (
+    "targets",
+    "inputs",
+    "prompts",
+    "tokens",
+    "text",
+    "save",
+    "against",
+    "ladder",
+    "allow_missing",
+    "overrides",
+)
+
 
 def main(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Compare, and print a table; exit 1 when anything differs, or nothing was compared."""
-    from compiler.config import load_config
-    from compiler.workflows.compare import DEFAULT_PROMPTS, compare
+    """Compare, and print what was found; exit 1 when anything is wrong, or nothing was compared."""
+    _refuse_contradictions(options)
+    _refuse_places(options)
+    if options.yaml.is_dir():
+        return _shown(_checked_bundle(options), options, terminal)
+    return _shown(_compared(options, terminal), options, terminal)
 
-    if options.tokens < 1:
-        raise ConfigError(f"--tokens is {options.tokens}", hint="at least 1", code="usage")
-    if options.seed < 0:
-        raise ConfigError(f"--seed is {options.seed}", hint="0 or more", code="usage")
-    targets = _targets(options.targets)
-    prompts = DEFAULT_PROMPTS if options.prompts is None else _prompts(options.prompts)
+
+def _compared(options: argparse.Namespace, terminal: Terminal) -> Report:
+    """Everything that was asked for, of a YAML."""
+    from compiler.config import load_config
+    from compiler.workflows.compare import compare
+    from compiler.workflows.compare_request import CompareRequest
+
+    inputs = _inputs(options)
+    text = None if options.text is None else _text(options.text)
     config = load_config(options.yaml, overrides=options.overrides)
+    targets = _targets(options, config)
+    _refuse_files(options, targets)
+    request = CompareRequest(
+        targets=targets,
+        inputs=inputs,
+        inputs_file=options.inputs,
+        level=options.level,
+        against=options.against,
+        save=options.save,
+        text=text,
+        is_ladder=options.ladder,
+        is_semantic=options.semantic,
+        allows_missing=options.allow_missing,
+    )
     with terminal.progress() as progress:
-        comparisons = compare(
-            config,
-            targets=targets,
-            prompts=prompts,
-            tokens=options.tokens,
-            seed=options.seed,
-            progress=progress,
+        return compare(config, request, progress=progress)
+
+
+def _checked_bundle(options: argparse.Namespace) -> Report:
+    """A bundle by itself: there is no model to hold it against."""
+    from compiler.workflows.check_bundle import check_bundle
+
+    if not options.semantic:
+        raise ConfigError(
+            "is a folder, expected a YAML",
+            where=str(options.yaml),
+            hint="name the YAML; or check a bundle by itself, with --semantic",
+            code="usage",
         )
-    passed = bool(comparisons) and all(comparison.passed for comparison in comparisons)
+    given = [name for name in _OF_A_YAML if getattr(options, name) not in (None, False, [])]
+    if given or options.level != "end-to-end":
+        name = {"overrides": "set"}.get(given[0], given[0]) if given else "level"
+        raise ConfigError(
+            f"--{name.replace('_', '-')} is of no use to a bundle that is checked by itself",
+            where=str(options.yaml),
+            hint="leave it out, or name the YAML that the bundle was built from",
+            code="usage",
+        )
+    return check_bundle(options.yaml, seed=options.seed)
+
+
+def _shown(report: Report, options: argparse.Namespace, terminal: Terminal) -> int:
+    passed = _passed(report, is_saved_alone=_is_saved_alone(options))
+    if options.html is not None:
+        from compiler.report import write_report
+
+        title = ": ".join(filter(None, (options.yaml.stem, " against ".join(_sides(report)))))
+        write_report(report, options.html, title=title)
     if terminal.is_json:
-        terminal.json({"passed": passed, "comparisons": [_json(one) for one in comparisons]})
+        terminal.json({"passed": passed, **_json(report)})
     else:
-        _print(comparisons, terminal)
+        print_report(report, terminal)
         terminal.line("passed" if passed else "failed")
     return 0 if passed else EXIT_CHECK_FAILED
 
 
-def _targets(text: str) -> tuple[str, ...]:
-    """The names, without aliases: the reference and at least one other."""
-    from compiler.registry import resolve_target
+def _sides(report: Report) -> list[str]:
+    """Both names of the first comparison, the candidate first."""
+    if not report.comparisons:
+        return list(report.semantic)
+    first = report.comparisons[0]
+    return [first.candidate, first.reference]
 
-    names = [name.strip() for name in text.split(",")]
-    targets = tuple(resolve_target(name, where="--targets") for name in names)
-    if len(targets) < 2 or len(set(targets)) < len(targets):
+
+def _is_saved_alone(options: argparse.Namespace) -> bool:
+    """Whether saving is all that was asked for."""
+    return options.save is not None and "," not in (options.targets or ",")
+
+
+def _passed(report: Report, *, is_saved_alone: bool) -> bool:
+    """Something was done, and nothing is wrong."""
+    checks = [check for checks in report.semantic.values() for check in checks]
+    has_checked = any(check.status != "not-applicable" for check in checks)
+    return (
+        (bool(report.comparisons) or has_checked or is_saved_alone)
+        and all(one.passed for one in report.comparisons)
+        and all(check.status != "fail" for check in checks)
+    )
+
+
+def _json(report: Report) -> dict[str, object]:
+    found = plain(report)
+    assert isinstance(found, dict), "a dataclass"
+    for one, shown in zip(report.comparisons, found["comparisons"], strict=True):
+        shown["passed"] = one.passed
+    return found
+
+
+def _refuse_contradictions(options: argparse.Namespace) -> None:
+    if options.tokens is not None and options.tokens < 1:
+        raise ConfigError(f"--tokens is {options.tokens}", hint="at least 1", code="usage")
+    if options.seed < 0:
+        raise ConfigError(f"--seed is {options.seed}", hint="0 or more", code="usage")
+    if options.inputs is not None and options.prompts is not None:
         raise ConfigError(
-            f"'{text}' does not name two different targets",
-            where="--targets",
-            hint="write the reference, then what to hold against it: --targets torch,llvm",
-            code="usage",
+            "--inputs and --prompts both say what to read", hint="give one of them", code="usage"
         )
-    return targets
 
 
-def _prompts(path: Path) -> tuple[str, ...]:
-    """One prompt a line, blank lines left out; from a `.json` file, a list of texts."""
+def _refuse_places(options: argparse.Namespace) -> None:
+    """Refuse what could not be written at the end, or would replace what is read."""
+    read = [options.yaml, options.inputs, options.prompts, options.text, options.against]
+    read += [Path(name.strip()) for name in (options.targets or "").split(",") if name.strip()]
+    taken = {path.resolve() for path in read if path is not None}
+    for option in ("save", "html"):
+        path = getattr(options, option)
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise ConfigError(
+                f"--{option} would replace a file that this command reads or writes",
+                where=str(path),
+                hint="name another file",
+                code="usage",
+            )
+        check_place(path)
+        taken.add(path.resolve())
+
+
+def _refuse_files(options: argparse.Namespace, targets: "tuple[TargetChoice, ...]") -> None:
+    """Saved outputs say what was read; nothing else can be compared with them."""
+    file = next((choice.file for choice in targets if choice.file is not None), options.against)
+    for option in ("inputs", "prompts", "tokens"):
+        if file is not None and getattr(options, option) is not None:
+            raise ConfigError(
+                f"--{option} has no say where saved outputs are compared: they bring their tokens",
+                where=str(file),
+                hint=f"leave --{option} out",
+                code="usage",
+            )
+
+
+def _targets(options: argparse.Namespace, config: "BuildConfig") -> "tuple[TargetChoice, ...]":
+    """The reference, then what is held against it; those of the YAML where none are named."""
+    from compiler.workflows.compare_targets import parse_choice
+
+    if options.targets is not None:
+        return tuple(parse_choice(name.strip()) for name in options.targets.split(","))
+    own = config.backend.type
+    is_alone = options.against is not None or options.semantic
+    return tuple(parse_choice(name) for name in ([own] if is_alone else [_REFERENCE, own]))
+
+
+def _inputs(options: argparse.Namespace) -> "InputOptions":
+    from compiler.workflows.compare_inputs import DEFAULT_PROMPTS, InputOptions, read_prompts
+
+    tokens = _TOKENS if options.level == "end-to-end" else _TOKENS_BY_TAP
+    return InputOptions(
+        prompts=DEFAULT_PROMPTS if options.prompts is None else read_prompts(options.prompts),
+        tokens=options.tokens or tokens,
+        seed=options.seed,
+        has_random=options.prompts is None,
+    )
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except OSError as e:
         message = f"cannot be read: {e.strerror}"
-        raise ConfigError(message, where=str(path), hint="see --prompts", code="usage") from e
-    except ValueError as e:
-        message = f"is not {'JSON' if path.suffix == '.json' else 'UTF-8'}: {e}"
-        raise ConfigError(message, where=str(path), hint="see --prompts", code="usage") from e
-    if not isinstance(found, list) or not all(isinstance(prompt, str) for prompt in found):
-        hint = 'write ["first prompt", "second prompt"]'
-        raise ConfigError("is not a list of texts", where=str(path), hint=hint, code="usage")
-    prompts = tuple(prompt for prompt in found if prompt.strip())
-    if not prompts:
-        raise ConfigError("holds no prompt", where=str(path), hint="write one a line", code="usage")
-    return prompts
-
-
-def _json(comparison: Comparison) -> dict[str, object]:
-    return {
-        "reference": comparison.reference,
-        "candidate": comparison.candidate,
-        "level": comparison.level,
-        "tensors": plain(comparison.tensors),
-        "top1_agreement": comparison.top1_agreement,
-        "greedy_agreement": comparison.greedy_agreement,
-        "first_divergence": plain(comparison.first_divergence),
-    }
-
-
-def _print(comparisons: Sequence[Comparison], terminal: Terminal) -> None:
-    headers = ("tensor", "status", "max abs", "max rel", "cosine")
-    for one in comparisons:
-        terminal.line(f"{one.candidate} against {one.reference}, {one.level}")
-        rows = [
-            (t.name, t.status, f"{t.max_abs:.3g}", f"{t.max_rel:.3g}", f"{t.cosine:.6f}")
-            for t in one.tensors
-        ]
-        terminal.table(headers, rows)
-        terminal.line(
-            f"top-1 agreement {one.top1_agreement:.1%} (at least {one.min_top1:.1%}), "
-            f"greedy agreement {one.greedy_agreement:.1%} (at least {one.min_greedy:.1%})"
-        )
-        first = one.first_divergence
-        if first is not None:
-            terminal.line(
-                f"greedy decoding first differs in prompt {first.prompt}, step {first.step}: "
-                f"{first.reference} against {first.candidate}"
-            )
-        if not one.tensors:
-            terminal.line("nothing was compared")
+        raise ConfigError(message, where=str(path), hint="see --text", code="usage") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"is not UTF-8: {e}", where=str(path), code="usage") from e

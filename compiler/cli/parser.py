@@ -171,15 +171,44 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     _add_yaml(verb)
     verb.add_argument(
         "--targets",
-        required=True,
         metavar="A,B",
-        help="the reference, then what to hold against it",
+        help="the reference, then what to hold against it: names, name@variant, or saved outputs "
+        "(.npz); torch and the YAML's target where left out",
     )
     verb.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="one prompt a line, or a JSON list (.json)"
+        "--level",
+        choices=("end-to-end", "layer", "tap"),
+        default="end-to-end",
+        help="logits alone; what each layer leaves behind; every value in it",
     )
-    verb.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens a prompt (16)")
+    verb.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="one prompt a line, or a JSON list of prompts or conversations (.json)",
+    )
+    verb.add_argument(
+        "--inputs", type=Path, metavar="FILE.npz", help="read the tokens of saved outputs"
+    )
+    verb.add_argument("--tokens", type=int, metavar="N", help="tokens a prompt (16; by tap 4)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs (0)")
+    verb.add_argument("--text", type=Path, metavar="FILE", help="compare the perplexity of a text")
+    verb.add_argument(
+        "--save", type=Path, metavar="FILE.npz", help="save the outputs of the first target"
+    )
+    verb.add_argument(
+        "--against", type=Path, metavar="FILE.npz", help="saved outputs are the reference"
+    )
+    verb.add_argument(
+        "--ladder", action="store_true", help="attribute the difference to each step of the way"
+    )
+    verb.add_argument(
+        "--semantic", action="store_true", help="check each target by itself, without a reference"
+    )
+    verb.add_argument(
+        "--allow-missing", action="store_true", help="a target that cannot run here does not fail"
+    )
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write a report, one file")
 
 
 def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:

@@ -1,206 +1,248 @@
-"""config, targets -> comparisons: identical tokens to each, the first target is the reference."""
+"""config, targets -> report: equal tokens to each, the first target is the reference."""
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from compiler import registry
-from compiler.bundle_place import existing_bundle
 from compiler.config import BuildConfig
-from compiler.contracts.comparison import Comparison
-from compiler.contracts.errors import MachineLacks, RunError
+from compiler.contracts.comparison import (
+    Comparison,
+    Finding,
+    Ladder,
+    Report,
+    SemanticCheck,
+    TapComparison,
+)
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner, Target
-from compiler.contracts.weights import CheckpointRef
-from compiler.stages.compare import (
-    Limits,
-    Trajectory,
-    compare_trajectories,
-    decode_forced,
-    decode_greedily,
+from compiler.contracts.target_base import Runner
+from compiler.numerics.tap_faults import first_fault
+from compiler.saved_outputs import SavedOutputs, SavedPrompt
+from compiler.stages.compare import compare_end_to_end, decode_forced
+from compiler.stages.observe import compare_saved, hold_against
+from compiler.stages.semantic import check_semantics
+from compiler.tap_store import TapFolder
+from compiler.workflows.compare_environment import environment_of
+from compiler.workflows.compare_inputs import digest_of, layers_of, text_tokens
+from compiler.workflows.compare_reference import (
+    Reference,
+    perplexity_of,
+    reference_of,
+    save_outputs,
+    tokens_to_read,
 )
-from compiler.stages.open_bundle import open_bundle
-from compiler.text import Text
-from compiler.workflows.build import build
+from compiler.workflows.compare_request import CompareRequest, CompareRun, refuse_contradictions
+from compiler.workflows.compare_saved import compared_files
+from compiler.workflows.compare_targets import (
+    TargetChoice,
+    TargetOpener,
+    missing_reference,
+    refusal,
+    refuse_onnx,
+)
 from compiler.workflows.frontend import locate
-from compiler.workflows.plan import plan_build
+from compiler.workflows.ladder import check_top, climb
 
-# Lengths of the random prompts, in windows: one token, part of a window, one, and more than one.
-_WINDOWS = (0.0, 0.4, 1.0, 1.3)
-DEFAULT_PROMPTS = (
-    "What is the capital of France?",
-    "def fibonacci(n):",
-    "中国的首都是",
-)
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What a candidate said: its logits on the reference's tokens, and its own greedy tokens."""
-
-    forced: list[np.ndarray]
-    free: list[tuple[int, ...]]
+# What recomputes the taps that a target swallowed.
+_INTERPRETER = TargetChoice("onnxruntime")
 
 
 def compare(
-    config: BuildConfig,
-    *,
-    targets: Sequence[str],
-    prompts: Sequence[str] = DEFAULT_PROMPTS,
-    tokens: int = 16,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Comparison, ...]:
-    """Hold every target against the first one.
+    config: BuildConfig, request: CompareRequest, *, progress: Progress | None = None
+) -> Report:
+    """Hold every target against the reference.
 
     Args:
         config: The model; its bundle is built where a target opens bundles.
-        targets: Names, the reference first; two at least, none twice.
-        prompts: Texts, used where the checkpoint has a tokenizer.
-        tokens: Greedy tokens of each prompt.
-        seed: Of the random prompts.
+        request: What to compare.
         progress: Receives the stages.
 
     Raises:
-        RunError: Fewer than two targets, or nothing to compare.
-        MachineLacks: A target cannot run here.
+        ConfigError: The request contradicts itself, or names what is not there.
+        RunError: There is nothing to compare, or a file of saved outputs is of another model.
+        MachineLacks: The reference cannot run here.
     """
     progress = progress or Progress()
-    names = [registry.resolve_target(name) for name in targets]
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise RunError(
-            f"cannot compare {', '.join(targets) or 'nothing'}",
-            hint="name two different targets: --targets torch,llvm",
-        )
-    if tokens < 1:
-        raise RunError(f"tokens is {tokens}, expected at least 1")
-    loaded = [registry.load_target(name)() for name in names]
-    _refuse_missing(loaded)
-    _refuse_unreadable(loaded, config)
+    refuse_contradictions(request)
+    missing = _missing(request)
+    live = [one for one in request.targets if one.file is None and one not in missing]
+    for choice in live:
+        refuse_onnx(config, choice)
+    top = _ladder_top(request, missing)
+    if top is not None:
+        check_top(config, top)
     checkpoint = locate(config, progress=progress)
-    inputs = _random_inputs(config, checkpoint, tokens=tokens, seed=seed)
-    inputs += _text_inputs(config, checkpoint, prompts, tokens=tokens, progress=progress)
-    if not inputs:
-        raise RunError(
-            f"nothing to compare: {tokens} tokens leave no room in a context of "
-            f"{config.frontend.shape.context_or_window}",
-            hint="ask for fewer tokens, or build with a longer context",
-        )
-    references = _decode(_open(loaded[0], config, checkpoint, progress), inputs, tokens)
-    return tuple(
-        _compare_one(
-            (loaded[0].name, target.name),
-            _answer(_open(target, config, checkpoint, progress), inputs, references),
-            references,
-            limits=Limits(**config.compare.model_dump()),
-        )
-        for target in loaded[1:]
+    opener = TargetOpener(config, checkpoint, progress)
+    run = CompareRun(config, request, opener, text=text_tokens(checkpoint, request.text))
+    for choice in live:
+        opener.check(choice)
+    files = compared_files(run)
+    prompts = tokens_to_read(run, files)
+    environment = environment_of(
+        config, checkpoint, inputs=digest_of([prompt.tokens for prompt in prompts])
     )
+    environment |= {f"{choice} not compared": why for choice, why in missing.items()}
+    comparisons, ladder = _held(run, files, prompts, missing)
+    return Report(comparisons, ladder, _checked(run, live), environment)
 
 
-def _refuse_unreadable(targets: Sequence[Target], config: BuildConfig) -> None:
-    """An .onnx file is no checkpoint that a reference could read by itself."""
-    readers = [target.name for target in targets if target.opens == "checkpoint"]
-    if config.frontend.type == "onnx" and readers:
-        raise RunError(
-            f"target '{readers[0]}' reads a Hugging Face checkpoint, not an .onnx file",
-            where=config.place("frontend.type"),
-            hint="compare targets that run bundles, or the checkpoint that the file was made from",
-        )
-
-
-def _refuse_missing(targets: Sequence[Target]) -> None:
-    for target in targets:
-        probe = target.probe()
-        if not probe.can_run:
-            missing = "; ".join(probe.missing)
-            raise MachineLacks(f"target '{target.name}' cannot run here: {missing}")
-
-
-def _random_inputs(
-    config: BuildConfig, checkpoint: CheckpointRef, *, tokens: int, seed: int
-) -> list[list[int]]:
-    """Seeded random tokens of several lengths, as far as they fit the context."""
-    shape = config.frontend.shape
-    room = shape.context_or_window - tokens
-    vocabulary = checkpoint.config["vocab_size"]
-    assert isinstance(vocabulary, int), "verified with the tensors"
-    generator = np.random.default_rng(seed)
-    lengths = [min(max(1, int(shape.window * share)), room) for share in _WINDOWS]
-    return [
-        generator.integers(0, vocabulary, length).tolist()
-        for length in dict.fromkeys(lengths)
-        if length > 0
-    ]
-
-
-def _text_inputs(
-    config: BuildConfig,
-    checkpoint: CheckpointRef,
-    prompts: Sequence[str],
-    *,
-    tokens: int,
-    progress: Progress,
-) -> list[list[int]]:
-    """The texts as tokens; one that cannot be compared is said, not dropped in silence."""
-    room = config.frontend.shape.context_or_window - tokens
-    text = Text.open(checkpoint.path)
-    if not text.has_tokenizer:
-        progress.note("the checkpoint has no tokenizer: random tokens alone are compared")
-        return []
-    found: list[list[int]] = []
-    for prompt in prompts:
-        ids = text.encode(prompt)
-        if 0 < len(ids) <= room:
-            found.append(ids)
-        else:
-            progress.note(f"left out: {prompt[:40]!r} has {len(ids)} tokens, {room} fit")
+def _missing(request: CompareRequest) -> dict[TargetChoice, str]:
+    """Targets that cannot run here, and why; without its reference nothing can be compared."""
+    found = {
+        choice: why
+        for choice in request.targets
+        if choice.file is None and (why := refusal(choice)) is not None
+    }
+    first = request.targets[0]
+    if first in found and request.against is None:
+        raise missing_reference(first, found[first])
     return found
 
 
-def _open(
-    target: Target, config: BuildConfig, checkpoint: CheckpointRef, progress: Progress
-) -> Runner:
-    if target.opens == "checkpoint":
-        progress.note(f"opening {checkpoint.path.name} with {target.name}")
-        return target.open(checkpoint)
-    bundle = _built(config, checkpoint, progress)
-    progress.note(f"opening {bundle.name} with {target.name}")
-    return target.open(open_bundle(bundle))
+def _checked(run: CompareRun, live: Sequence[TargetChoice]) -> dict[str, tuple[SemanticCheck, ...]]:
+    """What holds of each target without a reference, where it was asked for."""
+    if not run.request.is_semantic:
+        return {}
+    return {str(choice): run.on(choice, partial(_semantics, run)) for choice in live}
 
 
-def _built(config: BuildConfig, checkpoint: CheckpointRef, progress: Progress) -> Path:
-    """The user's bundle where it is the one of this configuration; else one beside it, our own."""
-    theirs = config.workspace_path / config.name
-    standing = existing_bundle(theirs)
-    if standing is None or standing.manifest.digest == plan_build(config, checkpoint).digest:
-        return build(config, progress=progress).bundle
-    ours = config.workspace_path / "compare" / config.name
-    return build(config, output=ours, force=True, progress=progress).bundle
+def _semantics(run: CompareRun, runner: Runner) -> tuple[SemanticCheck, ...]:
+    return check_semantics(
+        runner,
+        window=run.config.frontend.shape.window,
+        seed=run.request.inputs.seed,
+        limit=run.limits.max_rel,
+    )
 
 
-def _decode(runner: Runner, inputs: Sequence[Sequence[int]], tokens: int) -> list[Trajectory]:
-    try:
-        return [decode_greedily(runner, prompt, tokens) for prompt in inputs]
-    finally:
-        runner.close()
+def _held(
+    run: CompareRun,
+    files: Sequence[SavedOutputs],
+    prompts: Sequence[SavedPrompt],
+    missing: dict[TargetChoice, str],
+) -> tuple[tuple[Comparison, ...], Ladder | None]:
+    """Every candidate against the reference, and the ladder between them."""
+    request = run.request
+    candidates = [
+        choice
+        for choice in request.candidates
+        if choice not in missing or not request.allows_missing
+    ]
+    if not candidates and request.save is None:
+        return (), None
+    with tempfile.TemporaryDirectory(prefix="graphlower-compare-") as folder:
+        scratch = Path(folder)
+        kept = scratch / "reference"
+        file = files[0] if request.is_against_file else None
+        reference = reference_of(run, file, prompts, kept)
+        if request.save is not None:
+            save_outputs(run, reference, request.save, kept)
+        by_path = {file.path: file for file in files}
+        found = [
+            _not_compared(reference, choice, missing[choice], run)
+            if choice in missing
+            else _compare_file(run, choice, by_path[choice.file], reference)
+            if choice.file is not None
+            else run.on(choice, partial(_compare_runner, run, choice, reference, scratch / str(at)))
+            for at, choice in enumerate(candidates)
+        ]
+        top = _ladder_top(request, missing)
+        ladder = None if top is None else _ladder(run, top, reference, scratch)
+    return tuple(found), ladder
 
 
-def _answer(
-    runner: Runner, inputs: Sequence[Sequence[int]], references: Sequence[Trajectory]
-) -> _Answers:
-    pairs = list(zip(inputs, references, strict=True))
-    try:
-        forced = [decode_forced(runner, prompt, one.tokens) for prompt, one in pairs]
-        free = [decode_greedily(runner, prompt, len(one.tokens)).tokens for prompt, one in pairs]
-    finally:
-        runner.close()
-    return _Answers(forced, free)
-
-
-def _compare_one(
-    names: tuple[str, str], answers: _Answers, references: Sequence[Trajectory], *, limits: Limits
+def _not_compared(
+    reference: Reference, choice: TargetChoice, why: str, run: CompareRun
 ) -> Comparison:
-    return compare_trajectories(names, references, answers.forced, free=answers.free, limits=limits)
+    finding = Finding(
+        "missing",
+        str(choice),
+        f"{choice} was not compared, it cannot run here: {why}",
+        "install what is missing, or leave it out of the verdict with --allow-missing",
+    )
+    return Comparison(reference.name, str(choice), run.request.level, findings=(finding,))
+
+
+def _compare_file(
+    run: CompareRun, choice: TargetChoice, saved: SavedOutputs, reference: Reference
+) -> Comparison:
+    """Saved outputs against the reference; what their own error is cannot be told apart."""
+    logits = [prompt.logits for prompt in saved.prompts if prompt.logits is not None]
+    names = (reference.name, str(choice))
+    found = compare_end_to_end(names, reference.chosen, logits, limits=run.limits)
+    if not run.has_taps or reference.taps is None or not saved.tap_names:
+        return found
+    taps = compare_saved(
+        reference.taps,
+        saved,
+        reference.calls,
+        layers=layers_of(run.opener.checkpoint),
+        level_points=run.points,
+        max_error=run.limits.max_rel,
+    )
+    return _with_taps(run, found, taps)
+
+
+def _compare_runner(
+    run: CompareRun, choice: TargetChoice, reference: Reference, folder: Path, runner: Runner
+) -> Comparison:
+    ours = perplexity_of(run, runner)
+    theirs = reference.perplexity
+    found = compare_end_to_end(
+        (reference.name, str(choice)),
+        reference.chosen,
+        [decode_forced(runner, one) for one in reference.trajectories],
+        limits=run.limits,
+        perplexity=None if ours is None or theirs is None else (theirs, ours),
+    )
+    if not run.has_taps or reference.taps is None:
+        return found
+    observed = hold_against(
+        reference.taps,
+        runner,
+        reference.calls,
+        level_points=run.points,
+        max_local=run.limits.max_local,
+        scratch=TapFolder(folder),
+        open_recompute=lambda: run.opener.open(_INTERPRETER),
+    )
+    if observed.missing:
+        shown = ", ".join(dict.fromkeys(tap.point for tap in observed.missing))
+        run.opener.progress.note(f"{choice} does not hold {shown}, and its program neither")
+    changed = replace(found, findings=(*found.findings, *observed.findings))
+    return _with_taps(run, changed, observed.taps)
+
+
+def _with_taps(run: CompareRun, found: Comparison, taps: Sequence[TapComparison]) -> Comparison:
+    """The comparison at its level; where a tap is wrong, that is the first thing to know."""
+    fault = first_fault(taps) if taps else _no_taps(found)
+    findings = found.findings if fault is None else (fault, *found.findings)
+    return replace(found, level=run.request.level, taps=tuple(taps), findings=findings)
+
+
+def _no_taps(found: Comparison) -> Finding:
+    return Finding(
+        "missing",
+        found.candidate,
+        f"no tap was compared: {found.reference} and {found.candidate} have none in common",
+        "compare with --level end-to-end, or save both at one level",
+    )
+
+
+def _ladder(run: CompareRun, top: TargetChoice, reference: Reference, scratch: Path) -> Ladder:
+    return climb(
+        run.opener,
+        run.request.targets[0],
+        top,
+        trajectories=reference.trajectories,
+        calls=reference.calls,
+        limits=run.limits,
+        scratch=scratch,
+    )
+
+
+def _ladder_top(request: CompareRequest, missing: dict[TargetChoice, str]) -> TargetChoice | None:
+    """The last target that runs here; None where no ladder was asked for, or none of them runs."""
+    live = [one for one in request.candidates if one.file is None and one not in missing]
+    return live[-1] if request.is_ladder and live else None

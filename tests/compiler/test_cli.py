@@ -104,7 +104,8 @@ def test_the_module_runs_and_exits_with_the_code(workspace):
         (["build", "x", "--frce"], "unrecognized arguments: --frce", "did you mean --force?"),
         (["build"], "the following arguments are required: YAML", "see python -m compiler build"),
         (["build", "x", "--forc"], "unrecognized arguments: --forc", "did you mean --force?"),
-        (["compare", "x"], "the following arguments are required: --targets", "see python -m"),
+        (["compare"], "the following arguments are required: YAML", "see python -m compiler comp"),
+        (["compare", "x", "--level", "all"], "argument --level: invalid choice: 'all'", "see"),
         (["run", "x", "--max-tokens", "y"], "argument --max-tokens: invalid int value: 'y'", "see"),
     ],
 )

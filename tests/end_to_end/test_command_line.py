@@ -160,29 +160,77 @@ def test_chat_and_a_stream_of_text(bundle: Path, folder: Path) -> None:
 @pytest.mark.usefixtures("built")
 def test_compare_as_json(yaml: Path, folder: Path) -> None:
     found = run_json("compare", yaml, "--targets", "torch,llvm", "--tokens", "4", cwd=folder)
-    assert keys_of(found) == ["passed", "comparisons"]
+    assert keys_of(found) == ["passed", "comparisons", "ladder", "semantic", "environment"]
     assert found["passed"] is True
     (comparison,) = items_of(found["comparisons"])
     assert keys_of(comparison) == [
         "reference",
         "candidate",
         "level",
-        "tensors",
+        "steps",
+        "taps",
+        "strips",
         "top1_agreement",
+        "top5_agreement",
         "greedy_agreement",
+        "near_ties",
         "first_divergence",
+        "perplexity",
+        "findings",
+        "limits",
+        "passed",
     ]
     assert (comparison["reference"], comparison["candidate"]) == ("torch", "tvm_llvm")
     assert comparison["level"] == "end-to-end"
     assert (comparison["top1_agreement"], comparison["greedy_agreement"]) == (1.0, 1.0)
-    assert comparison["first_divergence"] is None
-    tensors = items_of(comparison["tensors"])
-    assert len(tensors) == 4 * (len(tensors) // 4) >= 16
-    for tensor in tensors:
-        assert keys_of(tensor) == ["name", "status", "max_abs", "max_rel", "cosine"]
-        assert tensor["status"] == "pass"
-        assert 0 <= tensor["max_abs"] < 1e-3
-        assert tensor["cosine"] == pytest.approx(1)
+    assert (comparison["first_divergence"], comparison["perplexity"]) == (None, None)
+    assert (comparison["taps"], comparison["findings"], comparison["passed"]) == ([], [], True)
+    steps = items_of(comparison["steps"])
+    assert len(steps) == 4 * (len(steps) // 4) >= 16
+    for step in steps:
+        assert keys_of(step) == [
+            "name",
+            "status",
+            "measures",
+            "kl",
+            "is_top1_equal",
+            "top5_overlap",
+            "margin",
+            "is_near_tie",
+        ]
+        assert step["status"] == "pass"
+        assert step["is_top1_equal"] is True
+        measures = step["measures"]
+        assert keys_of(measures) == ["max_abs", "mean_abs", "max_rel", "cosine", "snr_db"]
+        assert 0 <= measures["mean_abs"] <= measures["max_abs"] < 1e-3
+        assert measures["cosine"] == pytest.approx(1)
+    environment = found["environment"]
+    assert isinstance(environment, dict)
+    assert (environment["model"], environment["window"]) == ("tiny", "32")
+
+
+@pytest.mark.usefixtures("built")
+def test_outputs_are_saved_here_and_compared_there(yaml: Path, folder: Path) -> None:
+    file = folder / "outputs.npz"
+    options = ("--tokens", "2", "--level", "tap", "--save", file)
+    done = run_compiler("compare", yaml, "--targets", "torch", *options, cwd=folder)
+    assert done.stdout == "passed\n"
+    assert f"saved the outputs of torch: {file}" in done.stderr
+    options = ("--against", file, "--level", "tap", "--html", "report.html")
+    found = run_json("compare", yaml, *options, cwd=folder)
+    (comparison,) = items_of(found["comparisons"])
+    assert (comparison["reference"], comparison["candidate"]) == ("outputs.npz", "tvm_llvm")
+    assert (found["passed"], len(comparison["taps"])) == (True, 3 + 2 * 17)
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.usefixtures("built")
+def test_a_bundle_is_checked_without_its_model(bundle: Path, folder: Path) -> None:
+    found = run_json("compare", bundle, "--semantic", cwd=folder)
+    assert found["passed"] is True
+    refused = run_json("compare", bundle, cwd=folder, code=2)
+    (error,) = items_of(refused["errors"])
+    assert "--semantic" in error["hint"]
 
 
 @pytest.mark.parametrize(

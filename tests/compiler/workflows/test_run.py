@@ -11,9 +11,8 @@ from bundle_factory import make_checkpoint, make_draft
 from compiler import registry
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import BundleError, CompilerError, ConfigError, RunError
-from compiler.contracts.program import Program
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Probe, Runner, Target, TargetOptions
+from compiler.contracts.target_base import Probe, ProgramModel, Runner, Target, TargetOptions
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages import open_bundle as open_bundle_stage
 from compiler.stages.execute import GenerateOptions
@@ -55,9 +54,14 @@ class StandIn(Target):
         return []
 
     def open(
-        self, model: CheckpointRef | Program | Bundle, *, threads: int | None = None
+        self,
+        model: CheckpointRef | ProgramModel | Bundle,
+        *,
+        threads: int | None = None,
+        variant: str = "",
     ) -> CountingRunner:
         assert isinstance(model, Bundle)
+        assert variant == ""
         self.opened.append((model, threads))
         return CountingRunner()
 
