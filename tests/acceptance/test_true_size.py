@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from acceptance_table import Table
 from checkpoint_factory import write_checkpoint
 from compiler_process import command, environment, run_json
 from machine_load import wait_for_quiet
+from process_memory import peak_of
 
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.checkpoint import locate_checkpoint
@@ -39,29 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("true-size")
     yield path
     shutil.rmtree(path)
-
-
-def resident_bytes(process: psutil.Process) -> int:
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            total += one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
-
-
-def peak_of(build: subprocess.Popen[bytes], output: Path) -> int:
-    """Resident bytes of a process and its descendants, sampled from here until it ends."""
-    process, peak = psutil.Process(build.pid), 0
-    while build.poll() is None:
-        try:
-            peak = max(peak, resident_bytes(process))
-        except psutil.NoSuchProcess:
-            break
-        time.sleep(0.02)
-    assert build.wait() == 0, output.read_text()
-    return peak
 
 
 def test_a_build_at_true_size(table: Table, folder: Path) -> None:
