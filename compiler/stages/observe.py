@@ -115,9 +115,9 @@ def hold_against(
     *,
     level_points: frozenset[str],
     max_local: float,
+    max_rel: float,
     scratch: TapFolder,
     open_recompute: Callable[[], Runner] | None = None,
-    max_rel: float | None = None,
 ) -> Observed:
     """Measure a candidate's taps against those of the reference.
 
@@ -127,14 +127,14 @@ def hold_against(
         calls: What both run.
         level_points: `ALL_POINTS` or `LAYER_POINTS`.
         max_local: Largest local error over the reference tap's largest magnitude that passes.
+        max_rel: Largest accumulated error likewise, for a candidate whose values cannot be
+            replaced.
         scratch: Empty; holds the candidate's own taps while what it does not hold is recomputed.
         open_recompute: Opens the candidate's program where all taps can be seen, for those that
             the candidate swallowed.
-        max_rel: Largest accumulated error likewise, for a candidate whose values cannot be
-            replaced; None asks for local errors in any case.
 
     Raises:
-        TargetError: The candidate shows no taps; or cannot replace them, and `max_rel` is None.
+        TargetError: The candidate shows no taps.
     """
     _run_unwatched(runner, calls, scratch)
     own = Holder(reference, level_points, kept=None if open_recompute is None else scratch)
@@ -145,14 +145,12 @@ def hold_against(
     try:
         _watch(runner, calls, alone)
     except TargetError as e:
-        if max_rel is None:
-            raise
         refusal = e.message
     wanted = _kept(reference, calls, taps_of(runner.layers, level_points))
     if open_recompute is not None and _is_any_swallowed(reference, calls, wanted, own):
         _recompute(open_recompute(), calls, reference, scratch, own, None if refusal else alone)
     local: Mapping[Tap, Measured] = {} if refusal else alone.worst
-    limit = max_rel if refusal and max_rel is not None else max_local
+    limit = max_rel if refusal else max_local
     taps = tuple(
         _comparison(tap, own.worst[tap], local.get(tap), max_error=limit)
         for tap in wanted

@@ -139,21 +139,22 @@ def _held(
         if request.save is not None:
             save_outputs(run, reference, request.save, kept)
         by_path = {file.path: file for file in files}
-        found = [
-            _not_compared(reference, choice, missing[choice], run)
-            if choice in missing
-            else _compare_file(run, choice, by_path[choice.file], reference)
-            if choice.file is not None
-            else run.on(choice, partial(_compare_runner, run, choice, reference, scratch / str(at)))
-            for at, choice in enumerate(candidates)
-        ]
+        found: list[Comparison] = []
+        for at, choice in enumerate(candidates):
+            if choice in missing:
+                found.append(_not_compared(run, choice, missing[choice], reference))
+            elif choice.file is not None:
+                found.append(_compare_file(run, choice, by_path[choice.file], reference))
+            else:
+                work = partial(_compare_runner, run, choice, reference, scratch / str(at))
+                found.append(run.on(choice, work))
         top = _ladder_top(request, missing)
         ladder = None if top is None else _ladder(run, top, reference, scratch)
     return tuple(found), ladder
 
 
 def _not_compared(
-    reference: Reference, choice: TargetChoice, why: str, run: CompareRun
+    run: CompareRun, choice: TargetChoice, why: str, reference: Reference
 ) -> Comparison:
     finding = Finding(
         "missing",
@@ -204,9 +205,12 @@ def _compare_runner(
         reference.calls,
         level_points=run.points,
         max_local=run.limits.max_local,
+        max_rel=run.limits.max_rel,
         scratch=TapFolder(folder),
         open_recompute=lambda: run.opener.open(_INTERPRETER),
     )
+    if observed.refusal:
+        run.opener.progress.note(f"{choice}: no local errors: {observed.refusal}")
     if observed.missing:
         shown = ", ".join(dict.fromkeys(tap.point for tap in observed.missing))
         run.opener.progress.note(f"{choice} does not hold {shown}, and its program neither")

@@ -203,9 +203,9 @@ def _taps(
             calls,
             level_points=ALL_POINTS,
             max_local=limits.max_local,
+            max_rel=limits.max_rel,
             scratch=stores[1],
             open_recompute=whole if above.passes is None else None,
-            max_rel=limits.max_rel,
         )
     finally:
         runner.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from built_bundles import BuiltBundles, in_this_process
+from built_bundles import BuiltBundles, TinyModel, in_this_process, write_yaml
 from checkpoint_factory import change_tensors
 
 from compiler.cli import main
@@ -593,3 +593,20 @@ def test_a_reference_that_reads_checkpoints_refuses_an_onnx_file(tmp_path: Path)
         with pytest.raises(RunError, match="'torch' reads a Hugging Face checkpoint") as caught:
             compared(load_config(path), targets)
         assert str(caught.value.where).startswith(f"{path}:1")
+
+
+@pytest.mark.slow
+def test_a_bundle_whose_residual_is_copied_is_judged_by_accumulated_errors(
+    tmp_path: Path, built_bundles: BuiltBundles
+) -> None:
+    """With cast-dtype a norm reads a copy of the residual, which cannot be replaced there."""
+    model = TinyModel(dtype="bf16")
+    yaml = write_yaml(tmp_path / "model.yaml", model, built_bundles.checkpoint())
+    tree = json.loads(yaml.read_text())
+    tree |= {"passes": {"add": [{"cast-dtype": {"dtype": "bfloat16"}}]}, "verify": "off"}
+    yaml.write_text(json.dumps(tree))
+    config = load_config(yaml)
+    report = compared(config, "torch,tvm_llvm", level="tap")
+    assert only(report).passed
+    assert all(tap.local is None for tap in only(report).taps)
+    assert {tap.point for tap in only(report).taps if tap.is_recomputed} == {"o", "down"}
