@@ -23,6 +23,7 @@ from compiler.stages.open_bundle import open_bundle
 from compiler.stages.rewrite import rewrite
 from compiler.workflows.build import build
 from compiler.workflows.frontend import enter
+from compiler.workflows.pass_plan import planned_passes
 from compiler.workflows.plan import plan_build
 
 TRACE = "trace"
@@ -157,8 +158,10 @@ class TargetOpener:
         return ProgramModel(programs, self.checkpoint)
 
     def passes(self) -> tuple[PlannedPass, ...]:
-        """The passes of the build, the target's last."""
-        return plan_build(self.config, self.checkpoint).passes
+        """The passes of the build, the target's last; it need not be able to build here."""
+        target = registry.load_target(self.config.backend.type)()
+        added = target.passes(self.config.target_options())
+        return planned_passes(self.config, added, target=target.name)
 
     def passes_until(self, variant: str) -> tuple[PlannedPass, ...]:
         """The passes up to the last of that name; all for an empty one, none for the trace.

@@ -180,10 +180,10 @@ def test_what_a_build_refuses_is_refused_before(
 ) -> None:
     yaml = built_bundles.variant(tmp_path, features=("avx3",))
     opener = opener_of(load_config(yaml))
-    opener.check(TargetChoice("torch"))
-    for choice in (LLVM, INTERPRETER):
-        with pytest.raises(CompilerError, match="avx3"):
-            opener.check(choice)
+    for choice in (TargetChoice("torch"), INTERPRETER):
+        opener.check(choice)
+    with pytest.raises(CompilerError, match="avx3"):
+        opener.check(LLVM)
 
 
 def test_programs_open_at_a_pass(
@@ -252,3 +252,14 @@ def test_a_bundle_of_another_backend_is_built_beside_the_user_s(
     assert again.tobytes() == ours.tobytes()
     reference = replace(opener, config=built_bundles.config())
     np.testing.assert_allclose(ours, logits_of(reference.open(TargetChoice("torch"))), atol=1e-4)
+
+
+def test_programs_need_no_target_that_builds_here(
+    opener: TargetOpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program is run by onnxruntime: what the YAML's target lacks is of no interest."""
+    monkeypatch.setattr(LLVMTarget, "probe", lambda _: Probe(False, False, ("there is no TVM",)))
+    opener.check(INTERPRETER)
+    assert opener.passes()[-1].rewrite.name == "store-weights"
+    with pytest.raises(CompilerError, match="there is no TVM"):
+        opener.check(LLVM)
