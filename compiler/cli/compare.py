@@ -93,7 +93,7 @@ def _checked_bundle(options: argparse.Namespace) -> Report:
 
 
 def _shown(report: Report, options: argparse.Namespace, terminal: Terminal) -> int:
-    passed = _passed(report, is_saved_alone=_is_saved_alone(options))
+    passed = _is_saved_alone(options) if report.passed is None else report.passed
     if options.html is not None:
         from compiler.report import write_report
 
@@ -118,17 +118,6 @@ def _sides(report: Report) -> list[str]:
 def _is_saved_alone(options: argparse.Namespace) -> bool:
     """Whether saving is all that was asked for."""
     return options.save is not None and "," not in (options.targets or ",")
-
-
-def _passed(report: Report, *, is_saved_alone: bool) -> bool:
-    """Something was done, and nothing is wrong."""
-    checks = [check for checks in report.semantic.values() for check in checks]
-    has_checked = any(check.status != "not-applicable" for check in checks)
-    return (
-        (bool(report.comparisons) or has_checked or is_saved_alone)
-        and all(one.passed for one in report.comparisons)
-        and all(check.status != "fail" for check in checks)
-    )
 
 
 def _json(report: Report) -> dict[str, object]:

@@ -259,3 +259,13 @@ class Report:
         default_factory=dict[str, tuple[SemanticCheck, ...]]
     )
     environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def passed(self) -> bool | None:
+        """Nothing is wrong with what was held to anything; None where nothing was."""
+        checks = [check for checks in self.semantic.values() for check in checks]
+        if not self.comparisons and all(check.status == "not-applicable" for check in checks):
+            return None
+        return all(one.passed for one in self.comparisons) and all(
+            check.status != "fail" for check in checks
+        )

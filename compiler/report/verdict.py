@@ -37,7 +37,7 @@ class Verdict:
 def verdict(report: Report) -> Verdict:
     """Of everything that was compared and checked."""
     checks = [check for checks in report.semantic.values() for check in checks]
-    if not report.comparisons and not checks:
+    if report.passed is None:
         return Verdict("open", "No verdict", "No candidate was compared, and nothing was checked.")
     broken = sum(check.status == "fail" for check in checks)
     said = []
@@ -50,8 +50,7 @@ def verdict(report: Report) -> Verdict:
             if broken
             else f"{counted(held, 'semantic check')} held."
         )
-    has_passed = not broken and all(one.passed for one in report.comparisons)
-    word = ("passed", "Passed") if has_passed else ("failed", "Failed")
+    word = ("passed", "Passed") if report.passed else ("failed", "Failed")
     return Verdict(word[0], word[1], " ".join(said))
 
 
