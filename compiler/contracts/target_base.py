@@ -217,11 +217,21 @@ class Target(ABC):
     def probe(self) -> Probe:
         """What can be done here, and what is missing."""
 
-    @abstractmethod
     def constraints(
         self, options: TargetOptions, config: Mapping[str, object]
     ) -> list[CompilerError]:
-        """Every violation at once, from the options and the model's config.json alone."""
+        """Every violation at once, from the options and the model's config.json alone.
+
+        A target that builds bundles says what it asks of them; this one builds none.
+        """
+        del options, config
+        return [
+            TargetError(
+                f"target '{self.name}' runs models, it does not build bundles",
+                hint="compare with it: python -m compiler compare model.yaml "
+                f"--targets {self.name},NAME",
+            )
+        ]
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
         """The passes that it adds after the YAML's, by the registry's names."""

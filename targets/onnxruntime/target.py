@@ -1,12 +1,11 @@
 """`onnxruntime`: programs as the passes leave them, unoptimised, where each tap can be seen."""
 
 import importlib.util
-from collections.abc import Mapping
 from typing import ClassVar
 
 from compiler.contracts.bundle import Bundle
-from compiler.contracts.errors import CompilerError, TargetError
-from compiler.contracts.target_base import Probe, ProgramModel, Runner, Target, TargetOptions
+from compiler.contracts.errors import TargetError
+from compiler.contracts.target_base import Probe, ProgramModel, Runner, Target
 from compiler.contracts.weights import CheckpointRef
 
 
@@ -21,19 +20,6 @@ class OnnxRuntimeTarget(Target):
         is_missing = importlib.util.find_spec("onnxruntime") is None
         missing = ("onnxruntime is not installed: pip install onnxruntime",) if is_missing else ()
         return Probe(can_build=False, can_run=not missing, missing=missing)
-
-    def constraints(
-        self, options: TargetOptions, config: Mapping[str, object]
-    ) -> list[CompilerError]:
-        """It builds no bundle, whatever the options."""
-        del options, config
-        return [
-            TargetError(
-                f"target '{self.name}' runs programs, it does not build bundles",
-                hint="compare with it: python -m compiler compare model.yaml "
-                "--targets torch,onnxruntime",
-            )
-        ]
 
     def open(
         self,

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from compiler.contracts.bundle import Bundle
-from compiler.contracts.errors import CompilerError, TargetError
+from compiler.contracts.errors import TargetError
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import (
     Probe,
     ProgramModel,
     Runner,
     Target,
-    TargetOptions,
 )
 from compiler.contracts.weights import CheckpointRef
 from targets.torch.observing import observed, rows_of
@@ -43,18 +42,6 @@ class TorchTarget(Target):
             if importlib.util.find_spec(name) is None
         )
         return Probe(can_build=False, can_run=not missing, missing=missing)
-
-    def constraints(
-        self, options: TargetOptions, config: Mapping[str, object]
-    ) -> list[CompilerError]:
-        """It builds no bundle, whatever the options."""
-        del options, config
-        return [
-            TargetError(
-                f"target '{self.name}' runs checkpoints, it does not build bundles",
-                hint="compare with it: python -m compiler compare model.yaml --targets torch,llvm",
-            )
-        ]
 
     def open(
         self,

@@ -31,7 +31,7 @@ def test_the_probe_asks_for_onnxruntime(monkeypatch: pytest.MonkeyPatch):
 
 def test_it_builds_no_bundle():
     (error,) = TARGET.constraints(TargetOptions("fp32", 16, 40), {})
-    assert error.message == "target 'onnxruntime' runs programs, it does not build bundles"
+    assert error.message == "target 'onnxruntime' runs models, it does not build bundles"
 
 
 def test_it_opens_programs_alone(traced_models: TracedModels):

@@ -168,7 +168,7 @@ def test_threads_are_torch_s(traced_models: TracedModels):
 
 def test_it_builds_nothing(traced_models: TracedModels):
     (error,) = TorchTarget().constraints(TargetOptions(dtype="fp32", window=16, context=32), {})
-    assert error.message == "target 'torch' runs checkpoints, it does not build bundles"
+    assert error.message == "target 'torch' runs models, it does not build bundles"
     assert error.hint is not None
     assert "compare" in error.hint
     with pytest.raises(TargetError) as caught:
