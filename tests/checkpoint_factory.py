@@ -84,6 +84,21 @@ def write_checkpoint(
     return folder
 
 
+def write_half_billion(folder: Path) -> Path:
+    """Qwen1.5-0.5B's shape in bfloat16: 24 layers, 0.93 GB."""
+    return write_checkpoint(
+        folder,
+        hidden=1024,
+        layers=24,
+        heads=16,
+        kv_heads=16,
+        intermediate=2816,
+        vocabulary=151936,
+        tied=True,
+        dtype="bfloat16",
+    )
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     """Write given arrays as one safetensors file, in the order of the mapping."""
     with path.open("wb") as stream:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from acceptance_table import Table
-from checkpoint_factory import write_checkpoint
+from checkpoint_factory import write_half_billion
 from compiler_process import ROOT, command, environment, run_json
 from process_memory import peak_of
 
@@ -70,17 +70,7 @@ def peak_of_compare(folder: Path, level: str) -> int:
 
 
 def test_taps_cost_little_memory(table: Table, folder: Path) -> None:
-    write_checkpoint(
-        folder / "checkpoint",
-        hidden=1024,
-        layers=24,
-        heads=16,
-        kv_heads=16,
-        intermediate=2816,
-        vocabulary=151936,
-        tied=True,
-        dtype="bfloat16",
-    )
+    write_half_billion(folder / "checkpoint")
     (folder / "model.yaml").write_text(YAML)
     run_json("build", "model.yaml", cwd=folder)
     targets_own, by_tap = (peak_of_compare(folder, level) for level in ("end-to-end", "tap"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from acceptance_table import Table
-from checkpoint_factory import write_checkpoint
+from checkpoint_factory import write_checkpoint, write_half_billion
 from compiler_process import command, environment, run_json
 from machine_load import wait_for_quiet
 from process_memory import peak_of
@@ -42,17 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_build_at_true_size(table: Table, folder: Path) -> None:
-    write_checkpoint(
-        folder / "checkpoint",
-        hidden=1024,
-        layers=24,
-        heads=16,
-        kv_heads=16,
-        intermediate=2816,
-        vocabulary=151936,
-        tied=True,
-        dtype="bfloat16",
-    )
+    write_half_billion(folder / "checkpoint")
     (folder / "model.yaml").write_text(YAML)
     output = folder / "result.json"
     began = time.perf_counter()
