@@ -12,8 +12,8 @@ from compiler.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from compiler.config import BuildConfig
-    from compiler.workflows.compare_inputs import InputOptions
-    from compiler.workflows.compare_targets import TargetChoice
+    from compiler.workflows.comparing.inputs import InputOptions
+    from compiler.workflows.comparing.targets import TargetChoice
 
 # Taps are as many as calls times layers times points.
 _TOKENS, _TOKENS_BY_TAP = 16, 4
@@ -46,7 +46,7 @@ def _compared(options: argparse.Namespace, terminal: Terminal) -> Report:
     """Everything that was asked for, of a YAML."""
     from compiler.config import load_config
     from compiler.workflows.compare import compare
-    from compiler.workflows.compare_request import CompareRequest
+    from compiler.workflows.comparing.request import CompareRequest
 
     inputs = _inputs(options)
     text = None if options.text is None else _text(options.text)
@@ -174,7 +174,7 @@ def _refuse_files(options: argparse.Namespace, targets: "tuple[TargetChoice, ...
 
 def _targets(options: argparse.Namespace, config: "BuildConfig") -> "tuple[TargetChoice, ...]":
     """The reference, then what is held against it; those of the YAML where none are named."""
-    from compiler.workflows.compare_targets import parse_choice
+    from compiler.workflows.comparing.targets import parse_choice
 
     if options.targets is not None:
         return tuple(parse_choice(name.strip()) for name in options.targets.split(","))
@@ -184,7 +184,7 @@ def _targets(options: argparse.Namespace, config: "BuildConfig") -> "tuple[Targe
 
 
 def _inputs(options: argparse.Namespace) -> "InputOptions":
-    from compiler.workflows.compare_inputs import DEFAULT_PROMPTS, InputOptions, read_prompts
+    from compiler.workflows.comparing.inputs import DEFAULT_PROMPTS, InputOptions, read_prompts
 
     tokens = _TOKENS if options.level == "end-to-end" else _TOKENS_BY_TAP
     return InputOptions(

@@ -4,7 +4,7 @@
 
 The candidate is always fed the reference's tokens, so that every step answers the same question,
 and one pass over it also shows what it would have chosen: a token that differs is replaced by the
-reference's, and decoding goes on from there. Whether it is excused: `compiler.numerics.steps`.
+reference's, and decoding goes on from there. Whether it is excused: `compiler.comparing.steps`.
 """
 
 import math
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.comparing.limits import limit_findings
+from compiler.comparing.step_findings import step_findings
+from compiler.comparing.steps import Step, compare_step
 from compiler.config import CompareLimits
 from compiler.contracts.comparison import Comparison, Divergence, Finding, TokenStrip
 from compiler.contracts.target_base import Runner
-from compiler.numerics.limits import limit_findings
-from compiler.numerics.step_findings import step_findings
-from compiler.numerics.steps import Step, compare_step
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compiler.comparing.measures import next_token_kl
 from compiler.contracts.comparison import LadderStep
-from compiler.numerics.measures import next_token_kl
 
 # Reads the logits [steps, vocabulary] of one rung; a mapped file does, it is read row by row.
 ReadLogits = Callable[[], np.ndarray]

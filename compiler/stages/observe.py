@@ -11,12 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.contracts.comparison import Finding, TapComparison, TensorStatus
-from compiler.contracts.errors import TargetError
-from compiler.contracts.taps import FIRST_TAPS, LAST_TAPS, LAYER_RESULTS, Observer, Tap, taps_of
-from compiler.contracts.target_base import Runner
-from compiler.numerics.measures import compare_tensors
-from compiler.numerics.tap_watchers import (
+from compiler.comparing.measures import compare_tensors
+from compiler.comparing.tap_watchers import (
     LOGITS,
     Holder,
     Measured,
@@ -24,6 +20,10 @@ from compiler.numerics.tap_watchers import (
     Recorder,
     Watcher,
 )
+from compiler.contracts.comparison import Finding, TapComparison, TensorStatus
+from compiler.contracts.errors import TargetError
+from compiler.contracts.taps import FIRST_TAPS, LAST_TAPS, LAYER_RESULTS, Observer, Tap, taps_of
+from compiler.contracts.target_base import Runner
 from compiler.tap_store import TapFolder, TapSource
 
 ALL_POINTS = Observer.points

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from compiler.comparing.measures import log_softmax
 from compiler.contracts.errors import RunError
 from compiler.contracts.target_base import Runner
-from compiler.numerics.measures import log_softmax
 
 
 def perplexity(runner: Runner, tokens: Sequence[int], *, context: int) -> float:

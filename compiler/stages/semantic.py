@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compiler.contracts.comparison import SemanticCheck
-from compiler.contracts.errors import CompilerError
-from compiler.contracts.target_base import Runner, WindowedRunner
-from compiler.numerics.agreement import (
+from compiler.comparing.agreement import (
     Outcome,
     State,
     blame_attention,
     compare_states,
     unchanged,
 )
-from compiler.numerics.padding import padding_trials, why_no_padding
-from compiler.numerics.reading import Reader, draw_reader
+from compiler.comparing.padding import padding_trials, why_no_padding
+from compiler.comparing.reading import Reader, draw_reader
+from compiler.contracts.comparison import SemanticCheck
+from compiler.contracts.errors import CompilerError
+from compiler.contracts.target_base import Runner, WindowedRunner
 
 # Lengths of calls that line up with no window.
 _ODD_SIZES = (3, 5, 1, 7)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from compiler.comparing.tap_faults import first_fault
 from compiler.config import BuildConfig
 from compiler.contracts.comparison import (
     Comparison,
@@ -17,24 +18,24 @@ from compiler.contracts.comparison import (
 )
 from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import Runner
-from compiler.numerics.tap_faults import first_fault
 from compiler.saved_outputs import SavedOutputs, SavedPrompt
 from compiler.stages.compare import compare_end_to_end, decode_forced
 from compiler.stages.observe import compare_saved, hold_against
 from compiler.stages.semantic import check_semantics
 from compiler.tap_store import TapFolder
-from compiler.workflows.compare_environment import environment_of
-from compiler.workflows.compare_inputs import digest_of, layers_of, text_tokens
-from compiler.workflows.compare_reference import (
+from compiler.workflows.comparing.environment import environment_of
+from compiler.workflows.comparing.inputs import digest_of, layers_of, text_tokens
+from compiler.workflows.comparing.ladder import check_top, climb
+from compiler.workflows.comparing.reference import (
     Reference,
     perplexity_of,
     reference_of,
     save_outputs,
     tokens_to_read,
 )
-from compiler.workflows.compare_request import CompareRequest, CompareRun, refuse_contradictions
-from compiler.workflows.compare_saved import compared_files
-from compiler.workflows.compare_targets import (
+from compiler.workflows.comparing.request import CompareRequest, CompareRun, refuse_contradictions
+from compiler.workflows.comparing.saved import compared_files
+from compiler.workflows.comparing.targets import (
     TargetChoice,
     TargetOpener,
     missing_reference,
@@ -42,7 +43,6 @@ from compiler.workflows.compare_targets import (
     refuse_onnx,
 )
 from compiler.workflows.frontend import locate
-from compiler.workflows.ladder import check_top, climb
 
 # What recomputes the taps that a target swallowed.
 _INTERPRETER = TargetChoice("onnxruntime")

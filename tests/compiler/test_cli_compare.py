@@ -26,9 +26,9 @@ from compiler.contracts.comparison import (
     TokenStrip,
 )
 from compiler.contracts.errors import ConfigError, MachineLacks
-from compiler.workflows.compare_inputs import DEFAULT_PROMPTS, InputOptions
-from compiler.workflows.compare_request import CompareRequest
-from compiler.workflows.compare_targets import TargetChoice
+from compiler.workflows.comparing.inputs import DEFAULT_PROMPTS, InputOptions
+from compiler.workflows.comparing.request import CompareRequest
+from compiler.workflows.comparing.targets import TargetChoice
 
 YAML = """\
 frontend: {checkpoint: weights, type: huggingface, shape: {input_ids: [[16], [32]]}}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scripted_runner import Script, ScriptedRunner, hidden
 
+from compiler.comparing.tap_faults import first_fault, largest_local
 from compiler.contracts.comparison import TapComparison
 from compiler.contracts.taps import LAYER_TAPS, Tap, taps_of
 from compiler.contracts.target_base import Runner
-from compiler.numerics.tap_faults import first_fault, largest_local
 from compiler.stages.observe import (
     ALL_POINTS,
     LAYER_POINTS,

@@ -23,9 +23,9 @@ from compiler.saved_outputs import SavedOutputs, SavedPrompt, read_outputs, writ
 from compiler.stages.observe import LAYER_POINTS
 from compiler.tap_store import TapFolder
 from compiler.workflows.compare import compare
-from compiler.workflows.compare_inputs import InputOptions
-from compiler.workflows.compare_request import CompareRequest
-from compiler.workflows.compare_targets import TargetChoice, parse_choice
+from compiler.workflows.comparing.inputs import InputOptions
+from compiler.workflows.comparing.request import CompareRequest
+from compiler.workflows.comparing.targets import TargetChoice, parse_choice
 from targets.llvm.target import LLVMTarget
 from targets.onnxruntime.target import OnnxRuntimeTarget
 from targets.torch.target import TorchTarget

@@ -7,8 +7,8 @@ import numpy as np
 from compiler.contracts.errors import RunError
 from compiler.saved_outputs import SavedOutputs, SavedPrompt, read_outputs
 from compiler.stages.compare import Trajectory
-from compiler.workflows.compare_inputs import vocabulary_of
-from compiler.workflows.compare_request import CompareRun
+from compiler.workflows.comparing.inputs import vocabulary_of
+from compiler.workflows.comparing.request import CompareRun
 
 
 def read_saved(run: CompareRun, path: Path) -> SavedOutputs:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from compiler.comparing.limits import is_within, limit_findings
+from compiler.comparing.steps import Step, step_figures
 from compiler.contracts.comparison import Finding
-from compiler.numerics.limits import is_within, limit_findings
-from compiler.numerics.steps import Step, step_figures
 
 # Limits that every step keeps by itself, and what they are of.
 _OF_A_STEP: Mapping[str, str] = {

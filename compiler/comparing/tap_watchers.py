@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.comparing.measures import compare_tensors
 from compiler.contracts.comparison import Measures, TensorStatus
 from compiler.contracts.taps import Observer, Tap
-from compiler.numerics.measures import compare_tensors
 from compiler.tap_store import TapFolder, TapSource
 
 LOGITS = Tap(None, "logits")

@@ -6,8 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from compiler.contracts.comparison import Measures
-from compiler.numerics.measures import (
+from compiler.comparing.measures import (
     compare_tensors,
     is_near_tie,
     log_softmax,
@@ -15,6 +14,7 @@ from compiler.numerics.measures import (
     top2_margin,
     top5_overlap,
 )
+from compiler.contracts.comparison import Measures
 
 
 def f32(*values: float) -> np.ndarray:

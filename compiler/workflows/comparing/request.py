@@ -10,8 +10,8 @@ from compiler.contracts.comparison import Level
 from compiler.contracts.errors import ConfigError
 from compiler.contracts.target_base import Runner
 from compiler.stages.observe import ALL_POINTS, LAYER_POINTS
-from compiler.workflows.compare_inputs import InputOptions
-from compiler.workflows.compare_targets import TargetChoice, TargetOpener
+from compiler.workflows.comparing.inputs import InputOptions
+from compiler.workflows.comparing.targets import TargetChoice, TargetOpener
 
 Result = TypeVar("Result")
 

@@ -14,9 +14,9 @@ from compiler.stages.compare import Trajectory, decode_forced, decode_greedily
 from compiler.stages.observe import Call, calls_of, record
 from compiler.stages.perplexity import perplexity
 from compiler.tap_store import TapFolder, TapSource
-from compiler.workflows.compare_inputs import prepared_inputs
-from compiler.workflows.compare_request import CompareRun
-from compiler.workflows.compare_saved import read_saved, saved_prompt, saved_trajectory
+from compiler.workflows.comparing.inputs import prepared_inputs
+from compiler.workflows.comparing.request import CompareRun
+from compiler.workflows.comparing.saved import read_saved, saved_prompt, saved_trajectory
 
 
 @dataclass(frozen=True)

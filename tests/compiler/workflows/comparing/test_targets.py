@@ -13,7 +13,7 @@ from compiler.config import BuildConfig, load_config
 from compiler.contracts.errors import CompilerError, ConfigError, MachineLacks, RunError
 from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import Probe, Runner
-from compiler.workflows.compare_targets import (
+from compiler.workflows.comparing.targets import (
     TargetChoice,
     TargetOpener,
     missing_reference,
@@ -197,7 +197,7 @@ def test_programs_open_at_a_pass(
             logits_of(opener.open(TargetChoice("onnxruntime", variant)))
             for variant in ("trace", "fold-mask", "insert-strided-slice", "annotate-int8-qdq", "")
         )
-        monkeypatch.setattr("compiler.workflows.compare_targets.enter", pytest.fail)
+        monkeypatch.setattr("compiler.workflows.comparing.targets.enter", pytest.fail)
         again = logits_of(opener.open(TargetChoice("onnxruntime", "trace")))
     assert traced.shape == (128,)
     assert again.tobytes() == traced.tobytes()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compiler.numerics.agreement import Outcome, State, blame_attention, compare_states, unchanged
+from compiler.comparing.agreement import Outcome, State, blame_attention, compare_states, unchanged
 
 
 def state(*, start: int = 0) -> State:

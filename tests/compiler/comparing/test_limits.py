@@ -5,8 +5,8 @@ import math
 import pytest
 import yaml
 
+from compiler.comparing.limits import is_within, limit_findings, passing_limit
 from compiler.contracts.comparison import Finding
-from compiler.numerics.limits import is_within, limit_findings, passing_limit
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.contracts.comparison import Measures, StepComparison, TensorStatus
-from compiler.numerics.limits import is_within
-from compiler.numerics.measures import (
+from compiler.comparing.limits import is_within
+from compiler.comparing.measures import (
     compare_tensors,
     is_near_tie,
     next_token_kl,
     top2_margin,
     top5_overlap,
 )
+from compiler.contracts.comparison import Measures, StepComparison, TensorStatus
 
 _NAN = float("nan")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.comparing.limits import passing_limit
 from compiler.contracts.comparison import Finding, TapComparison
 from compiler.contracts.taps import Tap
-from compiler.numerics.limits import passing_limit
 
 
 def first_fault(taps: Sequence[TapComparison]) -> Finding | None:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.comparing.tap_faults import first_fault, largest_local, place_of
 from compiler.config import BuildConfig, CompareLimits
 from compiler.contracts.comparison import Ladder
 from compiler.contracts.errors import RunError, TargetError
 from compiler.contracts.taps import Tap
 from compiler.contracts.target_base import Runner
-from compiler.numerics.tap_faults import first_fault, largest_local, place_of
 from compiler.pass_order import PlannedPass
 from compiler.registry import load_target
 from compiler.stages.compare import Trajectory, decode_forced
 from compiler.stages.ladder import ladder_steps, largest_step
 from compiler.stages.observe import ALL_POINTS, Call, Observed, hold_against, record
 from compiler.tap_store import TapFolder
-from compiler.workflows.compare_targets import TargetChoice, TargetOpener
+from compiler.workflows.comparing.targets import TargetChoice, TargetOpener
 
 # What runs a program at any point of the pipeline.
 _INTERPRETER = "onnxruntime"

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compiler.comparing.agreement import Rows, State
 from compiler.contracts.errors import CompilerError, TargetError
 from compiler.contracts.target_base import Runner, WindowedRunner
-from compiler.numerics.agreement import Rows, State
 
 
 @dataclass(frozen=True)

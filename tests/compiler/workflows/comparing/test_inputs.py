@@ -11,7 +11,7 @@ from compiler.config import BuildConfig, load_config
 from compiler.contracts.errors import RunError
 from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef
-from compiler.workflows.compare_inputs import (
+from compiler.workflows.comparing.inputs import (
     DEFAULT_PROMPTS,
     Conversation,
     InputOptions,

@@ -1,0 +1,1 @@
+"""What comparisons are made of: measures, limits, taps and calls held against each other."""
