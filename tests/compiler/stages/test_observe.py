@@ -405,6 +405,8 @@ def test_a_target_that_cannot_replace_is_judged_by_accumulated_errors(
     assert "its own error and what came before it together" in fault.said
     assert "max_rel" in fault.hint
     assert largest_local(found.taps) is None
+    loose = held(tmp_path / "loose", script, max_rel=10.0)
+    assert first_fault(loose.taps) is None
 
 
 def test_saved_taps_have_accumulated_errors_alone(tmp_path: Path) -> None:

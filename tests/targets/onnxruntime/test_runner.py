@@ -175,3 +175,12 @@ def test_a_broken_graph_is_said_with_its_node(
     runner.rewind(0)
     whole = OnnxRuntimeRunner(staged(traced_models, "mha", (FoldMask(),)))
     np.testing.assert_array_equal(runner.extend(TOKENS[:1]), whole.extend(TOKENS[:1]))
+
+
+def test_a_growing_cache_is_not_asked_for_more_than_it_holds(traced_models: TracedModels):
+    """A semantic check looks beyond what was read, which a growing cache does not have."""
+    runner = opened(traced_models, "gqa", POINTS["trace"])
+    runner.extend(TOKENS[:5])
+    runner.length = CONTEXT
+    with pytest.raises(TargetError, match="the cache of layer 1 holds 5 positions, not 6"):
+        runner.cache_rows(1, 5, 6)
