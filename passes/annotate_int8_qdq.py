@@ -38,17 +38,12 @@ import onnx_graphsurgeon as gs
 from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import OPSET, Program, tidy
+from compiler.contracts.quantization import SEVEN_LINEARS
 from compiler.contracts.weights import Weight, quantize, scale, transpose
 from passes._match import add_node, module_of, replace_uses, through
 
 Operator = Literal["qdq", "vastai"]
 
-SEVEN_LINEARS = (
-    "*.self_attn.[qkvo]_proj",
-    "*.mlp.gate_proj",
-    "*.mlp.up_proj",
-    "*.mlp.down_proj",
-)
 VASTAI_DOMAIN = "Vastai"
 QUANTIZED_LINEAR = onnx.parser.parse_function(
     f"""

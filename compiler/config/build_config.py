@@ -12,7 +12,13 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from compiler.config.explain import config_errors, error_paths, kind_of
-from compiler.config.pass_list import SLICE_PASS, PassOption, PassSpec, default_passes
+from compiler.config.pass_list import (
+    SLICE_PASS,
+    PassOption,
+    PassSpec,
+    default_passes,
+    quantize_passes,
+)
 from compiler.config.pass_section import PassSection, read_section
 from compiler.config.rules import rule_errors
 from compiler.config.sections import (
@@ -21,6 +27,7 @@ from compiler.config.sections import (
     CompareLimits,
     Dataset,
     Document,
+    Evaluate,
     Frontend,
     Verify,
     Workspace,
@@ -54,6 +61,7 @@ class BuildConfig:
         dataset: Calibration data.
         workspace: Where and how to work.
         compare: Limits for comparisons, defaults filled in for the dtype.
+        evaluate: What a build measures of its bundle; None for nothing.
         verify: How much the driver checks between passes.
         workspace_path: The workspace, absolute.
         source: The parsed YAML, for places.
@@ -67,6 +75,7 @@ class BuildConfig:
     dataset: Dataset
     workspace: Workspace
     compare: CompareLimits
+    evaluate: Evaluate | None
     verify: Verify
     workspace_path: Path = field(compare=False)
     source: Source = field(repr=False, compare=False)
@@ -74,13 +83,16 @@ class BuildConfig:
     @property
     def pass_list(self) -> tuple[PassSpec, ...]:
         """The YAML's list, or the default one, before `passes` and the target change it."""
-        if self.passes.order is not None:
-            return self.passes.order
-        return default_passes(
-            is_exported=self.frontend.type == "onnx",
-            insert_slice=self.frontend.model_kwargs.insert_slice,
-            place=str(self.path),
-        )
+        listed = self.passes.order
+        if listed is None:
+            listed = default_passes(
+                is_exported=self.frontend.type == "onnx",
+                insert_slice=self.frontend.model_kwargs.insert_slice,
+                place=str(self.path),
+            )
+        named = {spec.name for spec in listed}
+        added = quantize_passes(self.frontend.quantize, place=self.place("frontend.quantize"))
+        return (*listed, *(spec for spec in added if spec.name not in named))
 
     @property
     def checkpoint(self) -> str:
@@ -106,6 +118,7 @@ class BuildConfig:
             window=shape.window,
             context=shape.context_or_window,
             tensor_parallel=self.frontend.model_kwargs.tp,
+            compute_dtype=self.backend.compute_dtype or "",
             compile=self.backend.compile,
             places={key: self.place(key) for key in keys},
         )
@@ -125,12 +138,19 @@ class BuildConfig:
             "pass_changes": _plain_changes(self.passes),
             "dataset": dataset,
             "compare": self.compare.model_dump(mode="json"),
+            "evaluate": self._plain_evaluate(),
             "verify": self.verify,
         }
 
+    def _plain_evaluate(self) -> JsonValue:
+        if self.evaluate is None:
+            return None
+        return {**self.evaluate.model_dump(mode="json"), "text": _portable(self.evaluate.text)}
+
     def digest(self) -> str:
-        """sha256 of what decides the bundle, less the checkpoint's content and `compare`."""
-        decisive = {key: value for key, value in self.resolved().items() if key != "compare"}
+        """sha256 of what decides the bundle, less the content of files and what is measured."""
+        measured = ("compare", "evaluate")
+        decisive = {key: value for key, value in self.resolved().items() if key not in measured}
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -195,6 +215,7 @@ def _config(path: Path, document: Document, passes: PassSection, source: Source)
         dataset=document.dataset,
         workspace=document.workspace,
         compare=limits.model_copy(update=chosen),
+        evaluate=document.evaluate,
         verify=document.verify,
         workspace_path=Path(document.workspace.path).expanduser().absolute(),
         source=source,

@@ -17,13 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from compiler import registry
 from compiler.config.explain import config_errors, dotted, kind_of
+from compiler.config.sections import Quantize
 from compiler.contracts.errors import CompilerError, ConfigError, raise_all
+from compiler.contracts.quantization import QUANTIZE_TYPES, SEVEN_LINEARS
 from compiler.yaml_source import Source, YamlPath, YamlValue
 
 if TYPE_CHECKING:
     from compiler.contracts.pass_base import Pass
 
 SLICE_PASS = "insert-strided-slice"
+QUANTIZE_PASS = "annotate-int8-qdq"
+CACHE_PASS = "store-kv-cache"
 # Of a traced model.
 DEFAULT_PASSES: tuple[str, ...] = (
     "keep-qkv-bias",
@@ -78,6 +82,28 @@ def default_passes(*, is_exported: bool, insert_slice: bool, place: str) -> tupl
     return tuple(
         PassSpec(name, place=place) for name in names if insert_slice or name != SLICE_PASS
     )
+
+
+def quantize_passes(quantize: Quantize | None, *, place: str) -> tuple[PassSpec, ...]:
+    """What `frontend.quantize` adds to the list."""
+    if quantize is None:
+        return ()
+    kind, arguments = QUANTIZE_TYPES[quantize.type], quantize.calib_args
+    specs: list[PassSpec] = []
+    if kind.weights != "float":
+        options: dict[str, PassOption] = {
+            "include": (*SEVEN_LINEARS, *quantize.include),
+            "exclude": quantize.exclude,
+            "bits": arguments.bits,
+            "group_size": arguments.group_size,
+        }
+        if kind.has_int8_activations:
+            in_decode = arguments.decode_activations == "int8"
+            options["activations"] = "int8" if in_decode else "int8-in-prefill"
+        specs.append(PassSpec(QUANTIZE_PASS, options, place))
+    if kind.has_int8_cache:
+        specs.append(PassSpec(CACHE_PASS, {"dtype": "int8"}, place))
+    return tuple(specs)
 
 
 def read_passes(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from compiler.config.explain import dotted
 from compiler.contracts.errors import CompilerError, ConfigError
+from compiler.contracts.quantization import QUANTIZE_TYPES, QuantizeType
 from compiler.registry import not_built, resolve_target, targets
 from compiler.yaml_source import Source, YamlPath, YamlValue
 
@@ -30,13 +31,10 @@ class Limit:
 
 NOT_SUPPORTED_YET: tuple[Limit, ...] = (
     Limit("frontend.type", ("huggingface", "onnx"), "supported: huggingface, onnx"),
-    Limit("frontend.quantize", (None,), "leave the section out"),
     Limit("frontend.model_kwargs.tp", (1,), "supported: 1"),
     Limit("frontend.model_kwargs.b2s", (False,), "supported: false"),
     Limit("frontend.model_kwargs.model_arch", (None,), "leave it out"),
     Limit("frontend.model_kwargs.align_qkv", (False,), "supported: false"),
-    Limit("backend.dtype", ("fp32", "bf16", "fp16"), "supported: fp32, bf16, fp16"),
-    Limit("backend.compute_dtype", ("fp32",), "supported: fp32"),
     Limit("backend.merge_params", (True,), "supported: true"),
     Limit("workspace.work_dir", (None,), "leave it out"),
     Limit("workspace.env_recheck", (None,), "leave it out"),
@@ -132,17 +130,52 @@ def _lengths(values: _Values) -> list[ConfigError]:
 
 
 def _quantization(values: _Values) -> list[ConfigError]:
+    """What the quantizer, the dtype and the quantizer's own options say about each other."""
     dtype, quantize = ("backend", "dtype"), ("frontend", "quantize")
-    if not values.is_sound(dtype) or not values.is_sound(quantize):
+    kind = QUANTIZE_TYPES.get(str(_at(values.data, (*quantize, "type"))))
+    if not values.is_sound(dtype) or not values.is_sound((*quantize, "type")):
         return []
     is_int8 = _at(values.data, dtype) == "int8"
+    errors: list[ConfigError] = []
     if is_int8 and not values.has(quantize):
-        message = "int8 needs a quantizer"
         hint = "name one in frontend.quantize.type, for example w8a16_gptq"
-        return [values.error(dtype, message, hint=hint, code="bad-value")]
-    if values.has(quantize) and not is_int8:
-        message = (
-            f"a quantizer needs backend.dtype int8, which is {_at(values.data, dtype) or 'fp32'}"
-        )
-        return [values.error(quantize, message, hint="write `dtype: int8`", code="bad-value")]
-    return []
+        errors.append(values.error(dtype, "int8 needs a quantizer", hint=hint, code="bad-value"))
+    if kind is not None and kind.weights != "float" and not is_int8:
+        spelled = _at(values.data, dtype) or "fp32"
+        message = f"int8 weights need backend.dtype int8, which is {spelled}"
+        errors.append(values.error(quantize, message, hint="write `dtype: int8`", code="bad-value"))
+    compute = ("backend", "compute_dtype")
+    if not is_int8 and _at(values.data, compute) not in (None, "fp32"):
+        message = "it is for backend.dtype int8; elsewhere arithmetic is float32"
+        errors.append(values.error(compute, message, hint="leave it out", code="bad-value"))
+    return errors + _quantizer_options(values, kind)
+
+
+def _quantizer_options(values: _Values, kind: QuantizeType | None) -> list[ConfigError]:
+    """Options that the chosen type has no use for."""
+    if kind is None:
+        return []
+    section = ("frontend", "quantize")
+    name = _at(values.data, (*section, "type"))
+    useless: list[YamlPath] = []
+    if kind.weights == "float":
+        useless += [(*section, key) for key in ("include", "exclude", "target_loss")]
+        useless += [(*section, "calib_args", key) for key in ("bits", "group_size")]
+    if kind.weights != "gptq":
+        # `true_sequential: false` stands in files of every type, and asks for nothing.
+        gptq = ["act_order", "damping"]
+        if _at(values.data, (*section, "calib_args", "true_sequential")) is True:
+            gptq.append("true_sequential")
+        useless += [(*section, "calib_args", key) for key in gptq]
+    if not kind.has_int8_activations:
+        useless.append((*section, "calib_args", "decode_activations"))
+    errors = [
+        values.error(path, f"{name} has no use for it", hint="leave it out", code="bad-value")
+        for path in useless
+        if values.has(path) and values.is_sound(path)
+    ]
+    bits = (*section, "calib_args", "bits")
+    if kind.has_int8_activations and _at(values.data, bits) == 4 and values.is_sound(bits):
+        hint = "write `bits: 8`, or a w8a16 type"
+        errors.append(values.error(bits, f"{name} takes 8 bits", hint=hint, code="bad-value"))
+    return errors

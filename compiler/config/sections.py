@@ -16,6 +16,8 @@ from compiler.contracts.target_base import OptionValue
 Dtype: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 ComputeDtype: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Verify: TypeAlias = Literal["off", "structure", "probe", "model"]
+DatasetType: TypeAlias = Literal["huggingface", "text", "jsonl"]
+DatasetName: TypeAlias = Literal["c4", "ceval", "alpaca"]
 FrontendType: TypeAlias = Literal["huggingface", "onnx", "pytorch"]
 
 # Lengths are padded to this by every target.
@@ -90,6 +92,11 @@ def _option(value: object) -> object:
     )
 
 
+def _text_list(value: object) -> object:
+    """A list as the tuple that a strict section takes."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _kind(value: object) -> str:
     return {dict: "a section", list: "a list"}.get(type(value), "a date")
 
@@ -106,6 +113,11 @@ def _length(length: int) -> int:
 
 
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+TextList: TypeAlias = Annotated[tuple[Text, ...], BeforeValidator(_text_list)]
+Bound: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+QuantizeName: TypeAlias = Literal[
+    "w8a16", "w8a16_gptq", "w8a8", "w16kv8", "w8a16kv8", "w8a16_gptq_kv8", "w8a8kv8"
+]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Length: TypeAlias = Annotated[int, AfterValidator(_length)]
 # Checked by `_option`; a union here would spread over every error's location.
@@ -152,12 +164,45 @@ class ModelArguments(Section):
     insert_slice: bool = True
 
 
-class Quantize(Section):
-    """`frontend.quantize`."""
+class CalibrationArguments(Section):
+    """`frontend.quantize.calib_args`. None: what the type takes by default.
 
-    type: Text
-    device: Text | None = None
-    calib_args: Mapping[str, Option] = Field(default_factory=dict)
+    Attributes:
+        bits: Of a weight's code, 8 or 4; 4 bits are stored in int8, too.
+        group_size: Inputs that share a scale; 0 for one scale for each output channel.
+        act_order: GPTQ: the inputs with the largest activations first.
+        damping: GPTQ: share of the Hessian's mean diagonal that is added to its diagonal.
+        true_sequential: GPTQ: within a layer, a linear sees what the quantized ones before it give.
+        decode_activations: w8a8: whether decode, too, rounds activations.
+    """
+
+    bits: Literal[8, 4] = 8
+    group_size: Annotated[int, Field(ge=0)] = 0
+    act_order: bool = True
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    true_sequential: bool = False
+    decode_activations: Literal["int8", "float"] = "int8"
+
+
+class Quantize(Section):
+    """`frontend.quantize`.
+
+    Attributes:
+        type: One of `QUANTIZE_TYPES`.
+        device: Where GPTQ's matrix work is done: `cpu`, or `cuda`, `cuda:1`.
+        calib_args: How.
+        include: Globs of modules that are quantized besides the seven linears of every layer.
+        exclude: Globs of modules that stay floats.
+        target_loss: The modules that cost most stay floats until the mean divergence from the float
+            model, in nats for each token of the calibration data, is at most this.
+    """
+
+    type: QuantizeName
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    calib_args: CalibrationArguments = CalibrationArguments()
+    include: TextList = ()
+    exclude: TextList = ()
+    target_loss: Bound | None = None
 
 
 class Frontend(Section):
@@ -175,19 +220,44 @@ class Backend(Section):
 
     type: Text
     dtype: Dtype = "fp32"
-    compute_dtype: ComputeDtype = "fp32"
+    compute_dtype: ComputeDtype | None = None
     merge_params: bool = True
     compile: Mapping[str, Option] = Field(default_factory=dict)
 
 
 class Dataset(Section):
-    """`dataset`: calibration data."""
+    """`dataset`: calibration data, from this machine alone.
 
-    type: Text = "huggingface"
-    name: Text | None = None
+    Attributes:
+        type: `huggingface` (a dataset's own files), `text` or `jsonl`.
+        name: `c4`, `ceval` or `alpaca`, for `huggingface`.
+        path: The file; without one, the text that comes with the package.
+        nsamples: Windows of tokens.
+        seqlen: Tokens of each.
+        seed: Of the choice among more than are asked for.
+    """
+
+    type: DatasetType = "huggingface"
+    name: DatasetName | None = None
     path: Text | None = None
     nsamples: Count = 128
     seqlen: Count = 512
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Evaluate(Section):
+    """`evaluate`: what a build measures of its bundle before it puts it in place.
+
+    Attributes:
+        text: A UTF-8 file, relative to the YAML.
+        tokens: Read at most so many of its tokens.
+        max_perplexity_increase: Refuse a bundle whose perplexity is larger by more than this share
+            of the float model's.
+    """
+
+    text: Text
+    tokens: Annotated[int, Field(ge=2)] | None = None
+    max_perplexity_increase: Bound | None = None
 
 
 class Workspace(Section):
@@ -201,7 +271,6 @@ class Workspace(Section):
 
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Bound: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class CompareSection(Section):
@@ -303,4 +372,5 @@ class Document(Section):
     dataset: Dataset = Dataset()
     workspace: Workspace = Workspace()
     compare: CompareSection = CompareSection()
+    evaluate: Evaluate | None = None
     verify: Verify = "probe"

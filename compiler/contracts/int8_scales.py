@@ -6,15 +6,20 @@ import numpy as np
 
 from compiler.contracts.errors import CheckpointError
 
-# -128 is not used, so that a weight and its negative round alike.
-_INT8_MAX = 127
+
+def largest_code(bits: int) -> int:
+    """127 for 8 bits: -128 is not used, so that a weight and its negative round alike."""
+    return 2 ** (bits - 1) - 1
 
 
-def int8_scales(block: np.ndarray, *, tensors: Sequence[str], first_row: int) -> np.ndarray:
+def int8_scales(
+    block: np.ndarray, *, bits: int = 8, tensors: Sequence[str], first_row: int
+) -> np.ndarray:
     """float32 absmax / 127 of each row; 1, which rounds the row to 0, where that is subnormal.
 
     Args:
         block: float32 [rows, columns], some rows of a matrix.
+        bits: Of a code; int8 holds fewer than 8 as well.
         tensors: The checkpoint tensors that it is made of, for the error.
         first_row: Where the block begins in the matrix.
 
@@ -30,5 +35,5 @@ def int8_scales(block: np.ndarray, *, tensors: Sequence[str], first_row: int) ->
             hint="mend the checkpoint, or leave this module out of the quantization (exclude)",
             code="non-finite",
         )
-    scales = absmax / np.float32(_INT8_MAX)
+    scales = absmax / np.float32(largest_code(bits))
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)

@@ -37,6 +37,9 @@ class TargetOptions:
 
     Attributes:
         dtype: `fp32`, `bf16`, `fp16` or `int8` (`backend.dtype`).
+        compute_dtype: What a model of dtype int8 keeps its other matrices and its cache in, and
+            computes in as far as the target does so (`backend.compute_dtype`); empty: the target's
+            own default.
         window: Prefill window P.
         context: KV cache positions C.
         tensor_parallel: Ranks.
@@ -48,6 +51,7 @@ class TargetOptions:
     window: int
     context: int
     tensor_parallel: int = 1
+    compute_dtype: str = ""
     compile: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
     places: Mapping[str, str] = field(default_factory=dict[str, str])
 

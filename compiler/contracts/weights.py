@@ -12,7 +12,12 @@ float32 [rows], and `quantize(W)`, int8 [rows, columns], with W close to scale *
     scale = absmax of the row / 127         quantized = round(W / scale), half to even
 
 Both are computed in float32. A row whose scale would be zero or subnormal (absmax below 1.5e-36) is
-zeros with the scale 1. NaN and infinity have no int8: evaluating them is a CheckpointError.
+zeros with the scale 1. NaN and infinity have no int8: evaluating them is a CheckpointError. With
+`bits=4` the codes are within [-7, 7], still in int8; with `group=g` each stretch of g columns of a
+row has a scale of its own, and `scale(W)` is [rows, columns / g].
+
+A calibrated weight (`calibrated`) is a tensor that a file holds in place of an expression's value;
+it keeps the expression, so that it is known what it stands for.
 
 Two parameters with equal `key` are the same bytes and are stored once.
 """
@@ -106,11 +111,13 @@ class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize` or `scale`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize`, `scale` or
+            `file`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
-        attributes: The tensor's name (source), the shape (zeros), the axis and bounds (slice).
+        attributes: The tensor's name (source, file), the shape (zeros), the axis and bounds
+            (slice), bits and group where they are not 8 and 0 (quantize, scale).
     """
 
     op: str
@@ -124,6 +131,8 @@ class Weight:
         """The expression as text: `cast(model.norm.weight, bfloat16)`."""
         if self.op == "source":
             return str(self.attributes[0])
+        if self.op == "file":
+            return f"file({self.attributes[0]})"
         dtype = (self.dtype,) if self.op in ("cast", "zeros") else ()
         parts = [operand.key for operand in self.operands]
         return f"{self.op}({', '.join([*parts, *map(str, self.attributes + dtype)])})"
@@ -193,40 +202,55 @@ def cut(operand: Weight, axis: int, start: int, stop: int) -> Weight:
     return Weight("slice", shape, operand.dtype, (operand,), (axis, start, stop))
 
 
-def quantize(operand: Weight, *, axis: int) -> Weight:
+def quantize(operand: Weight, *, axis: int, bits: int = 8, group: int = 0) -> Weight:
     """int8 of `operand`'s shape, symmetric with one scale for each index of `axis`.
 
     Args:
         operand: A matrix of floats.
         axis: Of the output channels: 0 for [out, in], 1 for [in, out].
+        bits: Of a code, 8 or 4.
+        group: Inputs that share a scale, a divisor of their number; 0 for all of a channel.
     """
     if axis == 1:
-        return transpose(quantize(transpose(operand), axis=0))
-    return _by_channel("quantize", operand)
+        return transpose(quantize(transpose(operand), axis=0, bits=bits, group=group))
+    return _by_channel("quantize", operand, bits, group)
 
 
-def scale(operand: Weight, *, axis: int) -> Weight:
-    """The float32 scales of `quantize(operand, axis=axis)`, one for each output channel."""
-    return _by_channel("scale", operand if axis == 0 else transpose(operand))
+def scale(operand: Weight, *, axis: int, bits: int = 8, group: int = 0) -> Weight:
+    """The float32 scales of `quantize` with the same arguments: [out], or [out, in / group]."""
+    return _by_channel("scale", operand if axis == 0 else transpose(operand), bits, group)
 
 
-def _by_channel(op: str, operand: Weight) -> Weight:
+def calibrated(operand: Weight, name: str) -> Weight:
+    """What tensor `name` holds in place of `operand`'s value, in its shape and dtype.
+
+    Args:
+        operand: The expression that it stands for.
+        name: As the row reader knows it; it names the content, for it is the weight's key.
+    """
+    return Weight("file", operand.shape, operand.dtype, (operand,), (name,))
+
+
+def _by_channel(op: str, operand: Weight, bits: int, group: int) -> Weight:
     """A row depends on no other row: parts are quantized each, and widening changes nothing."""
     assert len(operand.shape) == 2, f"{op} of {operand.shape}"
     assert operand.dtype in ("float32", *_NARROW), f"{op} of {operand.dtype}"
+    assert group == 0 or operand.shape[1] % group == 0, f"groups of {group} in {operand.shape}"
     if operand.op == "cast" and operand.dtype == "float32" and operand.operands[0].dtype in _NARROW:
         operand = operand.operands[0]
     if operand.op == "concat":
-        return concat([_by_channel(op, part) for part in operand.operands])
-    if op == "scale":
-        return Weight(op, operand.shape[:1], "float32", (operand,))
-    return Weight(op, operand.shape, "int8", (operand,))
+        return concat([_by_channel(op, part, bits, group) for part in operand.operands])
+    attributes = () if (bits, group) == (8, 0) else (bits, group)
+    if op == "quantize":
+        return Weight(op, operand.shape, "int8", (operand,), attributes)
+    groups = (operand.shape[1] // group,) if group else ()
+    return Weight(op, (operand.shape[0], *groups), "float32", (operand,), attributes)
 
 
 def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
     """Rows `start:stop` of the first axis of `weight`, [stop - start, *shape[1:]]."""
     match weight.op:
-        case "source":
+        case "source" | "file":
             return read(str(weight.attributes[0]), start, stop)
         case "zeros":
             return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
@@ -277,13 +301,16 @@ def _concat_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.n
 def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
     """Rows of `quantize` or `scale`: float32 of a quarter of a chunk at a time."""
     (operand,) = weight.operands
+    bits, group = (int(attribute) for attribute in weight.attributes or (8, 0))
+    columns = operand.shape[1]
+    group = group or columns
     result = np.empty((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
-    float_bytes = operand.shape[1] * DTYPES["float32"].itemsize
-    step = max(1, CHUNK_BYTES // 4 // float_bytes)
+    step = max(1, CHUNK_BYTES // 4 // (columns * DTYPES["float32"].itemsize))
     for low in range(start, stop, step):
         high = min(low + step, stop)
-        block = rows(operand, read, low, high).astype(np.float32, copy=False)
-        scales = int8_scales(block, tensors=operand.sources(), first_row=low)
+        block = rows(operand, read, low, high).astype(np.float32, copy=False).reshape(-1, group)
+        first = low * (columns // group)
+        scales = int8_scales(block, bits=bits, tensors=operand.sources(), first_row=first)
         found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
-        result[low - start : high - start] = found
+        result[low - start : high - start] = found.reshape(high - low, *weight.shape[1:])
     return result
