@@ -1,0 +1,166 @@
+"""Quantization on a trained model and at a true size: what it costs in accuracy, and what it saves."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from acceptance_table import Table
+from checkpoint_factory import write_half_billion
+from compiler_process import ROOT, command, environment, run_json
+from process_memory import peak_of
+
+pytestmark = pytest.mark.accept
+
+MODELS = ROOT / "models"
+# Python's own documentation: no model here was calibrated on it.
+TOKENS = 20480
+# Every row's logits at once, so that a text is read in windows; the kernels and weights are those of
+# the bundle that gives one row.
+ALL_ROWS = ("--set", "frontend.model_kwargs.insert_slice=false")
+FOUR_BITS = ("--set", "frontend.quantize.calib_args.bits=4")
+GROUPS = (*FOUR_BITS, "--set", "frontend.quantize.calib_args.group_size=64")
+FLOAT_HEAD = ("--set", "frontend.quantize.include=[]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: As the table shows it.
+        yaml: In `models/`.
+        options: Of the command line.
+        most: By which share its perplexity may exceed transformers'; None where a comparison with
+            another line decides.
+    """
+
+    name: str
+    yaml: str
+    options: Sequence[str] = ()
+    most: float | None = None
+
+
+ROWS = (
+    Row("fp32", "smollm2-135m", most=1e-5),
+    Row("w8a16, head bf16", "smollm2-135m-w8a16", FLOAT_HEAD, most=0.005),
+    Row("w8a16, head int8", "smollm2-135m-w8a16", most=0.005),
+    Row("w8a16_gptq", "smollm2-135m-gptq", most=0.005),
+    Row("w8a8", "smollm2-135m-w8a8", most=0.02),
+    Row("w16kv8", "smollm2-135m-kv8", most=0.005),
+    Row("w8a16kv8", "smollm2-135m-w8a16", ("--set", "frontend.quantize.type=w8a16kv8"), most=0.01),
+    Row("4 bits, rounded", "smollm2-135m-w8a16", (*FLOAT_HEAD, *FOUR_BITS)),
+    Row("4 bits, gptq", "smollm2-135m-gptq", FOUR_BITS),
+    Row("4 bits in groups of 64, rounded", "smollm2-135m-w8a16", (*FLOAT_HEAD, *GROUPS)),
+    Row("4 bits in groups of 64, gptq", "smollm2-135m-gptq", GROUPS),
+)
+# The lines that GPTQ is to beat, and by what factor of the loss at least.
+PAIRS = (
+    ("w8a16_gptq", "w8a16, head bf16", 1.0),
+    ("4 bits, gptq", "4 bits, rounded", 0.75),
+    ("4 bits in groups of 64, gptq", "4 bits in groups of 64, rounded", 0.75),
+)
+YAML = """\
+name: Qwen1.5-0.5B-int8-tp1-1024-1280
+frontend:
+  type: huggingface
+  checkpoint: ./checkpoint
+  shape: {input_ids: [[1024], [1280]]}
+  quantize: {type: w8a16}
+backend: {type: tvm_llvm, dtype: int8}
+workspace: {path: ./workspace}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gone afterwards: gigabytes."""
+    path = tmp_path_factory.mktemp("quantization")
+    yield path
+    shutil.rmtree(path)
+
+
+def evaluated(row: Row, folder: Path, text: Path) -> dict[str, float]:
+    """Build and evaluate one line; the bundle is removed."""
+    yaml = MODELS / f"{row.yaml}.yaml"
+    bundle = folder / "bundle"
+    run_json("build", yaml, "-o", bundle, *ALL_ROWS, *row.options, cwd=folder)
+    found = run_json("evaluate", bundle, "--text", text, "--tokens", str(TOKENS), cwd=folder)
+    shutil.rmtree(bundle)
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+
+def test_what_each_type_costs(table: Table, folder: Path) -> None:
+    text = folder / "topics.txt"
+    text.write_text("\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
+    losses: dict[str, float] = {}
+    for row in ROWS:
+        found = evaluated(row, folder, text)
+        losses[row.name] = found["perplexity"] / found["reference_perplexity"] - 1
+        said = (
+            f"perplexity {found['perplexity']:.4f} against {found['reference_perplexity']:.4f} "
+            f"({losses[row.name]:+.3%}), KL {found['mean_kl']:.5f}, "
+            f"same token {found['top1_agreement']:.2%}, {found['tokens']:.0f} tokens"
+        )
+        what = f"SmolLM2-135M, {row.name}, against transformers in float32"
+        assert found["tokens"] >= 20_000
+        if row.most is None:
+            table.note(what, measured=said)
+            continue
+        is_met = losses[row.name] <= row.most
+        table.judge(what, wanted=f"within {row.most:.3%}", measured=said, is_met=is_met)
+    for gptq, nearest, factor in PAIRS:
+        table.judge(
+            f"SmolLM2-135M, {gptq} against rounding to nearest",
+            wanted=f"loss at most {factor:g} of rounding's",
+            measured=f"{losses[gptq]:+.3%} against {losses[nearest]:+.3%}",
+            is_met=losses[gptq] <= max(factor * losses[nearest], 0.0),
+        )
+
+
+@pytest.mark.parametrize(
+    ("head", "include", "most_stored", "most_resident"),
+    [("bf16", "[]", 650_000_000, 950_000_000), ("int8", "[lm_head]", 500_000_000, 750_000_000)],
+)
+def test_int8_stays_int8_at_true_size(
+    table: Table, folder: Path, head: str, include: str, most_stored: int, most_resident: int
+) -> None:
+    write_half_billion(folder / "checkpoint")
+    (folder / "model.yaml").write_text(YAML)
+    peak, built = measured(
+        folder, "build", "model.yaml", "--set", f"frontend.quantize.include={include}"
+    )
+    bundle = Path(str(built["bundle"]))
+    stored = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    # Fills the context to its last position: every page of the cache is touched.
+    tokens = ",".join(str(1 + number % 1000) for number in range(1024))
+    resident, _ = measured(
+        folder, "run", str(bundle), "--token-ids", tokens, "--max-tokens", "256", "--threads", "2"
+    )
+    what = f"Qwen1.5-0.5B's shape, w8a16 with a head in {head}, [[1024], [1280]]"
+    for said, found, most in (
+        ("bundle on disk", stored, most_stored),
+        ("resident while it runs, seen from outside", resident, most_resident),
+        ("peak of quantizing and building, seen from outside", peak, 1_500_000_000),
+    ):
+        table.judge(
+            f"{what}: {said}",
+            wanted=f"< {most / 1e9:.2f} GB",
+            measured=f"{found / 1e9:.3f} GB",
+            is_met=found < most,
+        )
+
+
+def measured(folder: Path, *arguments: str) -> tuple[int, dict[str, object]]:
+    """Peak resident bytes of a command, and what it says."""
+    output = folder / "result.json"
+    with output.open("w") as stream:
+        running = subprocess.Popen(
+            command(*arguments, "--json"), cwd=folder, env=environment(), stdout=stream
+        )
+        peak = peak_of(running, output)
+    return peak, json.loads(output.read_text())
