@@ -1,4 +1,4 @@
-"""Quantization on a trained model and at a true size: what it costs in accuracy, and what it saves."""
+"""Quantization on a trained model and at a true size: what it costs, and what it saves."""
 
 import json
 import shutil
@@ -19,8 +19,7 @@ pytestmark = pytest.mark.accept
 MODELS = ROOT / "models"
 # Python's own documentation: no model here was calibrated on it.
 TOKENS = 20480
-# Every row's logits at once, so that a text is read in windows; the kernels and weights are those of
-# the bundle that gives one row.
+# Every row's logits at once, so that a text is read in windows; kernels and weights stay the same.
 ALL_ROWS = ("--set", "frontend.model_kwargs.insert_slice=false")
 FOUR_BITS = ("--set", "frontend.quantize.calib_args.bits=4")
 GROUPS = (*FOUR_BITS, "--set", "frontend.quantize.calib_args.group_size=64")
