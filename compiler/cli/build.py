@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compiler.cli.build_log import build_log
+from compiler.cli.evaluation_table import print_evaluation
 from compiler.contracts.pass_base import PassRecord
 from compiler.contracts.progress import StageRecord
 from compiler.terminal import Terminal, megabytes, plain
@@ -27,6 +28,8 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
     if not terminal.is_quiet:
         _print_stages(result.stages, terminal)
         _print_passes(result.passes, terminal)
+        if result.evaluation is not None:
+            print_evaluation(result.evaluation, terminal)
     terminal.line(str(result.bundle))
     return 0
 
@@ -38,6 +41,7 @@ def _json(result: "BuildResult") -> dict[str, object]:
         "up_to_date": result.up_to_date,
         "stages": plain(result.stages),
         "passes": plain(result.passes),
+        "evaluation": plain(result.evaluation),
     }
 
 

@@ -45,11 +45,14 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
 def _compared(options: argparse.Namespace, terminal: Terminal) -> Report:
     """Everything that was asked for, of a YAML."""
     from compiler.config import load_config
+    from compiler.text import read_text
     from compiler.workflows.compare import compare
     from compiler.workflows.comparing.request import CompareRequest
 
     inputs = _inputs(options)
-    text = None if options.text is None else _text(options.text)
+    text = None
+    if options.text is not None:
+        text = read_text(options.text, where="--text", hint="name a UTF-8 file")
     config = load_config(options.yaml, overrides=options.overrides)
     targets = _targets(options, config)
     _refuse_files(options, targets)
@@ -193,13 +196,3 @@ def _inputs(options: argparse.Namespace) -> "InputOptions":
         seed=options.seed,
         has_random=options.prompts is None,
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        message = f"cannot be read: {e.strerror}"
-        raise ConfigError(message, where=str(path), hint="see --text", code="usage") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"is not UTF-8: {e}", where=str(path), code="usage") from e

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(verbs)
     _add_run(verbs)
     _add_compare(verbs)
+    _add_evaluate(verbs)
     _add_check(verbs)
     _add_bisect(verbs)
     _add_passes(verbs)
@@ -209,6 +210,27 @@ def _add_compare(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "--allow-missing", action="store_true", help="a target that cannot run here does not fail"
     )
     verb.add_argument("--html", type=Path, metavar="FILE", help="write a report, one file")
+
+
+def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs, "evaluate", "measure the perplexity of a bundle, and what it lost in quantization"
+    )
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    verb.add_argument("--text", type=Path, required=True, metavar="FILE", help="a UTF-8 text")
+    verb.add_argument("--tokens", type=int, metavar="N", help="read its first N tokens (all)")
+    verb.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="what the bundle was built from: its float model is the reference",
+    )
+    verb.add_argument(
+        "--max-perplexity-increase",
+        type=float,
+        metavar="X",
+        help="fail when the perplexity is more than this share over the float model's",
+    )
+    verb.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
 
 
 def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:

@@ -71,11 +71,21 @@ def next_token_kl(reference_logits: np.ndarray, candidate_logits: np.ndarray) ->
     Returns:
         Infinite where the candidate rules out a token that the reference does not.
     """
-    wanted, given = log_softmax(reference_logits), log_softmax(candidate_logits)
+    return divergence(log_softmax(reference_logits), log_softmax(candidate_logits))
+
+
+def divergence(wanted: np.ndarray, given: np.ndarray) -> float:
+    """`next_token_kl` of logarithms of probabilities, as `log_softmax` gives them."""
     is_possible = ~np.isneginf(wanted)  # 0 log 0 is 0
     wanted, given = wanted[is_possible], given[is_possible]
     # Rounding can leave less than nothing; `np.maximum` keeps NaN.
     return float(np.maximum((np.exp(wanted) * (wanted - given)).sum(), 0.0))
+
+
+def perplexity_from(surprise: float) -> float:
+    """The exponential of a mean negative log-likelihood in nats; infinite where it overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(surprise))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def compare_step(
         is_top1_equal=chosen == token,
         top5_overlap=top5_overlap(wanted, given),
         margin=margin,
-        is_near_tie=is_near_tie(margin, min(measures.max_abs, _allowed(wanted, limits))),
+        is_near_tie=is_near_tie(margin, min(measures.max_abs, allowed_error(wanted, limits))),
     )
     return Step(prompt, index, shown, token, chosen)
 
@@ -94,7 +94,7 @@ def step_figures(measures: Measures, kl: float) -> dict[str, float]:
     }
 
 
-def _allowed(wanted: np.ndarray, limits: Mapping[str, float]) -> float:
+def allowed_error(wanted: np.ndarray, limits: Mapping[str, float]) -> float:
     """The largest difference of a logit that the limits let pass."""
     scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
     return min(limits["max_abs"], limits["max_rel"] * scale)

@@ -4,7 +4,7 @@ A target's module is imported to list and probe it: heavy libraries stay inside 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -103,6 +103,19 @@ class Runner(ABC):
             RunError: A token is outside the vocabulary, there are none, or the context is full.
         """
 
+    def read_rows(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """Append tokens; the logits after each of them, float32 [vocabulary], one after the other.
+
+        The runner runs as the rows are taken: take them all before it is used again or closed. Rows
+        share their memory with others: whoever keeps a row keeps what was computed with it.
+
+        Raises:
+            RunError: As `extend`, when the first row is taken.
+        """
+        self.check_tokens(tokens)
+        for token in tokens:
+            yield self.extend([token])
+
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on; 0 starts over."""
         assert 0 <= length <= self.length, f"rewind to {length} of {self.length}"
@@ -167,6 +180,7 @@ class WindowedRunner(Runner):
     window: int
     has_decode: bool = True
     takes_padding: bool = True
+    has_every_row: bool = False
 
     @abstractmethod
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
@@ -181,6 +195,26 @@ class WindowedRunner(Runner):
         Returns:
             float32 [vocabulary], the logits after token `valid - 1`.
         """
+
+    def step_rows(self, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """Run the prefill graph where it gives every row; float32 [valid, vocabulary].
+
+        A target that sets `has_every_row` implements it; the arguments are those of `step`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has_every_row, and no step_rows")
+
+    def read_rows(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """A window at a time where the prefill graph gives every row."""
+        if not self.has_every_row:
+            yield from super().read_rows(tokens)
+            return
+        self.check_tokens(tokens)
+        for start in range(0, len(tokens), self.window):
+            chunk = tokens[start : start + self.window]
+            ids = _padded(chunk, self.window)
+            rows = self.step_rows(ids, past=self.length, valid=len(chunk))
+            self.length += len(chunk)
+            yield from rows
 
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Windows of P for several tokens, the decode graph for one."""
@@ -198,13 +232,18 @@ class WindowedRunner(Runner):
             if len(chunk) < self.window and not self.takes_padding:
                 chunk = chunk[:1]
             phase: Phase = "decode" if len(chunk) == 1 and self.has_decode else "prefill"
-            width = 1 if phase == "decode" else self.window
-            ids = np.zeros((1, width), np.int64)
-            ids[0, : len(chunk)] = chunk
+            ids = _padded(chunk, 1 if phase == "decode" else self.window)
             logits = self.step(phase, ids, past=self.length, valid=len(chunk))
             self.length += len(chunk)
             start += len(chunk)
         return logits
+
+
+def _padded(tokens: Sequence[int], width: int) -> np.ndarray:
+    """int64 [1, width], zeros on the right."""
+    ids = np.zeros((1, width), np.int64)
+    ids[0, : len(tokens)] = tokens
+    return ids
 
 
 class Target(ABC):

@@ -252,7 +252,7 @@ def _parts(weight: Weight) -> tuple[Weight, ...]:
 
 def _bare(weight: Weight) -> Weight:
     """A tensor of the checkpoint, or what is joined or cut, whatever its layout and dtype."""
-    while weight.op in ("transpose", "cast", "quantize"):
+    while weight.op in ("transpose", "cast", "quantize", "file"):
         (weight,) = weight.operands
     return weight
 

@@ -1,7 +1,8 @@
-"""Graphs on onnxruntime as a reference: unoptimised and on one thread.
+"""Graphs on onnxruntime as a reference: unoptimised and on one thread, unless asked otherwise.
 
 Equal arithmetic then gives equal bits. onnxruntime's own fusions must not be what is measured: by
-default it turns DequantizeLinear and MatMul into a product with int8 activations.
+default it turns DequantizeLinear and MatMul into a product with int8 activations, which is off even
+where other fusions are asked for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,21 +30,25 @@ class ReferenceSession:
 
     Args:
         model: A valid model; its functions need not be inlined.
+        threads: Of one operator.
+        is_optimised: Let onnxruntime fuse operators: another order of arithmetic, and faster.
 
     Raises:
         PassError: onnxruntime has no kernel for an operator of it, or refuses it otherwise.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, *, threads: int = 1, is_optimised: bool = False
+    ) -> None:
         model = spelled_in_float32(model)
-        self._session = _session(model)
+        self._session = _session(model, threads, is_optimised)
         outputs = self._session.get_outputs()
         self.outputs = tuple(output.name for output in outputs)
         self._given = self.outputs
         narrow = {output.name for output in outputs if output.type == _BFLOAT16}
         if narrow:
             self._given = tuple(f"{n}:float" if n in narrow else n for n in self.outputs)
-            self._session = _session(_with_wide_outputs(model, narrow))
+            self._session = _session(_with_wide_outputs(model, narrow), threads, is_optimised)
         self._inputs = {one.name for one in self._session.get_inputs()}
 
     def run(self, feeds: "Mapping[str, np.ndarray | OrtValue]") -> dict[str, np.ndarray]:
@@ -58,11 +63,17 @@ class ReferenceSession:
         return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
 
 
-def _session(model: onnx.ModelProto) -> "InferenceSession":
+def _session(model: onnx.ModelProto, threads: int, is_optimised: bool) -> "InferenceSession":
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_EXTENDED if is_optimised else levels.ORT_DISABLE_ALL
+    )
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # A thread that waits must not keep a core from other libraries' threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     # Its arena keeps what one run needed for the next; a program in pieces has hundreds of them.

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from compiler.contracts.errors import PassError
 from compiler.contracts.program import Program
 from compiler.contracts.taps import Observer, Tap
+from compiler.numerics.graph_piece import graph_piece, tensor_types
 from compiler.numerics.program_taps import program_taps
-from compiler.numerics.reference_run import ReferenceSession, with_outputs
+from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tap_place import TapPlace
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SegmentedRun:
         taps = program_taps(program)
         model = program.model()
         plan = _Plan(model.graph, taps)
-        types = _types(model)
+        types = tensor_types(model)
         self.outputs = tuple(output.name for output in model.graph.output)
         self._dtypes = {
             name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -63,7 +63,11 @@ class SegmentedRun:
         }
         self._segments = [
             _Segment(
-                session=_session(model, plan.nodes[index], plan.made[index], types),
+                session=ReferenceSession(
+                    graph_piece(model, plan.nodes[index], plan.made[index], types)
+                )
+                if plan.made[index]
+                else None,
                 taps={tap: taps[tap] for tap in plan.shown[index]},
                 dropped=plan.dropped[index],
             )
@@ -167,41 +171,3 @@ def _ends(graph: onnx.GraphProto, taps: Mapping[Tap, TapPlace]) -> dict[Tap, int
             end = max(end, ends[order[deepest]] + 1)
         ends[tap] = end
     return ends
-
-
-def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Element type, and shape as far as it is known, of every tensor."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    found = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    for node in graph.node:
-        if any(name and name not in found for name in node.output):
-            raise PassError(
-                f"{node.name} ({node.op_type}) gives what no type is known of",
-                code="not-runnable",
-            )
-    return found
-
-
-def _session(
-    model: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    made: Sequence[str],
-    types: Mapping[str, onnx.ValueInfoProto],
-) -> ReferenceSession | None:
-    """Some nodes of a model by themselves; None where nothing of theirs is asked for."""
-    if not made:
-        return None
-    own = {name for node in nodes for name in node.output}
-    read = dict.fromkeys(name for node in nodes for name in node.input if name not in own)
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    given = [name for name in read if name and name not in {one.name for one in constants}]
-    graph = onnx.helper.make_graph(
-        nodes, model.graph.name, [types[name] for name in given], [], constants
-    )
-    piece = onnx.helper.make_model(
-        graph,
-        ir_version=model.ir_version,
-        opset_imports=model.opset_import,
-        functions=model.functions,
-    )
-    return ReferenceSession(with_outputs(piece, made))

@@ -7,7 +7,8 @@ of a rank, whatever phases read it.
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from compiler.atomic_folder import partial_folder, put_new, swap
@@ -38,6 +39,7 @@ def package(
     *,
     force: bool,
     progress: Progress,
+    approve: Callable[[Bundle], None] | None = None,
 ) -> Bundle:
     """Write the bundle; on any failure or interrupt the disk is as it was.
 
@@ -50,6 +52,8 @@ def package(
         checkpoint: What the weights are computed from, and where the tokenizer's files lie.
         force: Replace another bundle, in one step. Nothing but a bundle is ever replaced.
         progress: Told the bytes of parameters.
+        approve: Given the complete bundle beside its place; what it raises leaves the disk as it
+            was. Not asked about one that is kept.
 
     Raises:
         BundleError: Something is in the way, or the place cannot be written.
@@ -62,17 +66,17 @@ def package(
         return kept
     plans = {rank: plan_params(draft, rank) for rank in sorted({m.rank for m in draft.modules})}
     check_space(destination, _bytes_needed(draft, plans, checkpoint))
-    try:
-        with partial_folder(destination) as folder:
+    with ExitStack() as stack:
+        with _written(destination):
+            folder = stack.enter_context(partial_folder(destination))
             hashes = _write_params(folder, plans, checkpoint, progress=progress)
             _write_files(folder, draft, checkpoint)
-            text = _write_manifest(folder, draft, plans, hashes=hashes)
+            manifest = _write_manifest(folder, draft, plans, hashes=hashes)
+        if approve is not None:
+            approve(Bundle(folder, manifest))
+        with _written(destination):
             kept = _put_in_place(folder, destination, draft.digest, force=force)
-    except OSError as error:
-        raise _cannot_write(error, destination) from error
-    if kept is not None:
-        return kept
-    return Bundle(destination, manifest_from_json(text.encode(), where=str(destination)))
+    return Bundle(destination, manifest) if kept is None else kept
 
 
 def check_space(destination: Path, needed: int) -> None:
@@ -133,7 +137,7 @@ def _copy(content: bytes | Path, target: Path) -> None:
 
 def _write_manifest(
     folder: Path, draft: BundleDraft, plans: Mapping[int, ParamsPlan], *, hashes: Mapping[str, str]
-) -> str:
+) -> Manifest:
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     manifest = Manifest(
         name=draft.name,
@@ -152,7 +156,7 @@ def _write_manifest(
     )
     text = manifest_to_json(manifest)
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8", newline="\n")
-    return text
+    return manifest_from_json(text.encode(), where=str(folder))
 
 
 def _entry(module: ModuleDraft, draft: BundleDraft, plan: ParamsPlan) -> ModuleEntry:
@@ -218,6 +222,15 @@ def _params_file(rank: int) -> str:
 
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in path.parents if parent.exists())
+
+
+@contextmanager
+def _written(destination: Path) -> Iterator[None]:
+    """What the system refuses inside, said of the bundle."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(error, destination) from error
 
 
 def _cannot_write(error: OSError, destination: Path) -> CompilerError:

@@ -1,38 +1,33 @@
 """runner, text -> perplexity: how surprised a model is by what comes next, on average."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
-import numpy as np
-
-from compiler.comparing.measures import log_softmax
-from compiler.contracts.errors import RunError
+from compiler.comparing.measures import log_softmax, perplexity_from
+from compiler.comparing.text_rows import text_rows
+from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import Runner
 
+_SILENT = Progress()
 
-def perplexity(runner: Runner, tokens: Sequence[int], *, context: int) -> float:
+
+def perplexity(
+    runner: Runner, tokens: Sequence[int], *, context: int, progress: Progress = _SILENT
+) -> float:
     """The exponential of the mean negative log-likelihood of `tokens[1:]`, each given its past.
-
-    Every token but the last is read, one at a time, from an empty cache. A text longer than the
-    context is read in consecutive windows of the context's length, each from an empty cache: the
-    first tokens of a window are told from little, and two contexts give two perplexities.
 
     Args:
         runner: The model.
-        tokens: The text.
+        tokens: The text, read as `text_rows` says.
         context: Length of a window, at most the runner's; one for all that are compared.
+        progress: Told the tokens.
 
     Raises:
         RunError: Fewer than two tokens.
     """
-    if len(tokens) < 2:
-        raise RunError(
-            f"the perplexity of {len(tokens)} tokens means nothing", hint="give a longer text"
-        )
+    rows = text_rows(runner, tokens, context=context)
     total = 0.0
-    for position, (token, following) in enumerate(pairwise(tokens)):
-        if position % context == 0:
-            runner.rewind(0)
-        total -= float(log_softmax(runner.extend([token]))[following])
-    with np.errstate(over="ignore"):
-        return float(np.exp(total / (len(tokens) - 1)))
+    count = len(tokens) - 1
+    for done, (row, following) in enumerate(zip(rows, tokens[1:], strict=True), start=1):
+        total -= float(log_softmax(row)[following])
+        progress.update(done, count, "tokens")
+    return perplexity_from(total / count)

@@ -2,24 +2,26 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.bundle_place import kept_bundle
 from compiler.config import BuildConfig
-from compiler.contracts.errors import BundleError, CompilerError, CompilerErrors, raise_all
+from compiler.contracts.bundle import Bundle
+from compiler.contracts.errors import BundleError, CompilerError, CompilerErrors
+from compiler.contracts.evaluation import Evaluation
 from compiler.contracts.pass_base import PassRecord
-from compiler.contracts.program import Program, ProgramSet
+from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress, StageRecord
-from compiler.contracts.target_base import Lowered, Target
-from compiler.contracts.weights import CheckpointRef
+from compiler.contracts.target_base import Target
 from compiler.stages.lower import lower_program
 from compiler.stages.open_bundle import open_bundle
-from compiler.stages.package import BundleDraft, ModuleDraft, check_space, package
-from compiler.stages.rewrite import Rewritten, rewrite
+from compiler.stages.package import ModuleDraft, check_space, package
+from compiler.stages.rewrite import rewrite
+from compiler.workflows.approval import Approval
+from compiler.workflows.draft import bundle_draft, module_draft
 from compiler.workflows.frontend import enter, locate
-from compiler.workflows.plan import Plan, plan_build
+from compiler.workflows.plan import plan_build
 from compiler.workflows.processes import run_parallel
 from compiler.workflows.stage_clock import StageClock
 
@@ -28,13 +30,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did; `stages` and `passes` are empty when the bundle was up to date."""
+    """What a build did; `stages` and `passes` are empty when the bundle was up to date.
+
+    `evaluation` is what the YAML's `evaluate` asked for.
+    """
 
     bundle: Path
     digest: str
     up_to_date: bool
     stages: tuple[StageRecord, ...]
     passes: tuple[PassRecord, ...]
+    evaluation: Evaluation | None = None
 
 
 def build(
@@ -60,10 +66,11 @@ def build(
     with clock.stage("checkpoint"):
         checkpoint = locate(config, progress=clock.progress)
         plan = plan_build(config, checkpoint)
+    approval = Approval(config, checkpoint, plan.tokens, clock.progress)
     if kept_bundle(destination, plan.digest, force=force) is not None:
-        _check_whole(destination)
+        kept = _whole(destination)
         clock.progress.note(f"{destination} is up to date")
-        return BuildResult(destination, plan.digest, True, (), ())
+        return BuildResult(destination, plan.digest, True, (), (), approval.of_placed(kept))
     with clock.stage("trace"):
         entered = enter(config, checkpoint)
     with clock.stage("rewrite"):
@@ -79,20 +86,30 @@ def build(
         with clock.stage("lower"):
             modules = _lower(config, plan.target, rewritten.programs, Path(scratch))
         with clock.stage("package"):
-            draft = _draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
-            bundle = package(destination, draft, checkpoint, force=force, progress=clock.progress)
+            draft = bundle_draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
+            bundle = package(
+                destination,
+                draft,
+                checkpoint,
+                force=force,
+                progress=clock.progress,
+                approve=approval.approve,
+            )
+    evaluation = approval.of_placed(bundle)
     logger.info("built %s, digest %s", bundle.path, plan.digest)
-    return BuildResult(bundle.path, plan.digest, False, tuple(clock.records), rewritten.records)
+    stages = tuple(clock.records)
+    return BuildResult(bundle.path, plan.digest, False, stages, rewritten.records, evaluation)
 
 
-def _check_whole(destination: Path) -> None:
+def _whole(destination: Path) -> Bundle:
     """Refuse to call a damaged bundle up to date; building again is what `force` is for."""
     try:
-        open_bundle(destination)
+        return open_bundle(destination)
     except CompilerError as error:
         damages = error.errors if isinstance(error, CompilerErrors) else (error,)
         hint = "replace the bundle with --force"
-        raise_all([BundleError(d.message, where=d.where, hint=hint, code=d.code) for d in damages])
+        said = [BundleError(d.message, where=d.where, hint=hint, code=d.code) for d in damages]
+        raise (said[0] if len(said) == 1 else CompilerErrors(said)) from error
 
 
 def _lower(
@@ -107,58 +124,6 @@ def _lower(
     ]
     lowered = run_parallel(lower_program, calls, workers=config.workspace.workers)
     return tuple(
-        _module(program, result, folder)
+        module_draft(program, result, folder)
         for program, result, folder in zip(programs, lowered, folders, strict=True)
-    )
-
-
-def _module(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
-    return ModuleDraft(
-        phase=program.phase,
-        rank=0,
-        tokens=program.tokens,
-        source_folder=folder,
-        inputs=program.inputs(),
-        outputs=program.outputs(),
-        params=lowered.params,
-        weights=program.weights,
-        aliases=program.aliases,
-        logits_of=program.logits_of,
-        target=lowered.facts,
-    )
-
-
-def _kept(record: PassRecord) -> dict[str, object]:
-    """What the manifest keeps of a record: errors depend on the machine that measured them."""
-    measured = ("error", "float64_error")
-    return {key: value for key, value in asdict(record).items() if key not in measured}
-
-
-def _draft(
-    config: BuildConfig,
-    checkpoint: CheckpointRef,
-    plan: Plan,
-    *,
-    rewritten: Rewritten,
-    modules: Sequence[ModuleDraft],
-) -> BundleDraft:
-    logits = next(spec for spec in modules[0].outputs if spec.name == "logits")
-    return BundleDraft(
-        name=config.name,
-        digest=plan.digest,
-        target=plan.target.name,
-        config=config.resolved(),
-        checkpoint={
-            "sha256": checkpoint.digest,
-            "model_type": checkpoint.config.get("model_type"),
-            "architectures": checkpoint.config.get("architectures"),
-        },
-        window=config.frontend.shape.window,
-        context=config.frontend.shape.context_or_window,
-        vocabulary=int(logits.shape[-1]),
-        modules=tuple(modules),
-        passes=tuple(_kept(record) for record in rewritten.records),
-        tools=plan.tools,
-        snapshots=rewritten.snapshots,
-        merge_params=config.backend.merge_params,
     )

@@ -16,6 +16,7 @@ from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import sha256_of
 from compiler.pass_order import PlannedPass
 from compiler.text import TOKENIZER_FILES
+from compiler.workflows.evaluation_text import tokens_to_evaluate
 from compiler.workflows.pass_plan import planned_passes
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
@@ -31,26 +32,34 @@ class Plan:
         passes: The YAML's passes, then the target's, in order.
         tools: Versions of what decides the output.
         digest: sha256 over configuration, checkpoint, tools and the target's own facts.
+        tokens: Of the text that the bundle is evaluated on; None where it is not.
     """
 
     target: Target
     passes: tuple[PlannedPass, ...]
     tools: Mapping[str, str]
     digest: str
+    tokens: tuple[int, ...] | None = None
 
 
 def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     """Decide everything that a build does; every violation of the target and the order at once.
 
     Raises:
-        CompilerErrors: The target's constraints and the passes' order, together.
+        CompilerErrors: The target's constraints, the passes' order and the evaluation's text,
+            together.
     """
     target = registry.load_target(config.backend.type, where=config.place("backend.type"))()
     options = config.target_options()
     errors: list[CompilerError] = [
         *target.constraints(options, checkpoint.config),
-        *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(target)),
+        *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(config, target)),
     ]
+    tokens: tuple[int, ...] | None = None
+    try:
+        tokens = tokens_to_evaluate(config, checkpoint)
+    except CompilerError as error:
+        errors.append(error)
     passes: tuple[PlannedPass, ...] = ()
     try:
         passes = planned_passes(config, target.passes(options), target=target.name)
@@ -68,13 +77,14 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
         "target": dict(target.fingerprint(options)),
     }
     text = json.dumps(decisive, sort_keys=True)
-    return Plan(target, passes, tools, hashlib.sha256(text.encode()).hexdigest())
+    return Plan(target, passes, tools, hashlib.sha256(text.encode()).hexdigest(), tokens)
 
 
-def _lacks(target: Target) -> tuple[str, ...]:
-    """What this machine needs before the target can build here."""
+def _lacks(config: BuildConfig, target: Target) -> tuple[str, ...]:
+    """What this machine needs before the target can build here, and run what is evaluated."""
     probe = target.probe()
-    return () if probe.can_build else probe.missing
+    is_able = probe.can_build and (probe.can_run or config.evaluate is None)
+    return () if is_able else probe.missing
 
 
 def _tokenizer_digest(checkpoint: CheckpointRef) -> str:

@@ -44,6 +44,7 @@ class LLVMRunner(WindowedRunner):
         self.vocabulary = manifest.vocabulary
         self.takes_padding = all(entry.logits_of != "last" for entry in entries)
         self.has_decode = any(entry.phase == "decode" for entry in entries)
+        self.has_every_row = entries[0].phase == "prefill" and entries[0].logits_of == "all"
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
         self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
@@ -58,6 +59,14 @@ class LLVMRunner(WindowedRunner):
 
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """One call of one graph; the caches change in place."""
+        return self._rows(phase, tokens, past=past, valid=valid)[-1].copy()
+
+    def step_rows(self, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """One call of the prefill graph; the rows are its output itself."""
+        return self._rows("prefill", tokens, past=past, valid=valid)
+
+    def _rows(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """The logits that a graph gives: every token's, or the wanted one's alone."""
         given = {
             "input_ids": tokens,
             "past_length": np.array([past], np.int64),
@@ -73,9 +82,10 @@ class LLVMRunner(WindowedRunner):
         if phase not in self._observed:
             return self._logits(self._functions[phase](*arguments), valid)
         instrument, function = self._observed[phase]
-        logits = self._logits(instrument.run(function, arguments, past=past, valid=valid), valid)
-        instrument.see_logits(logits)
-        return logits
+        outputs = instrument.run(function, arguments, past=past, valid=valid)
+        rows = self._logits(outputs, valid).copy()
+        instrument.see_logits(rows[-1])
+        return rows
 
     def observe(self, observer: Observer | None) -> None:
         """Watch the same kernels in machines of their own: TVM takes no instrument back."""
@@ -104,9 +114,8 @@ class LLVMRunner(WindowedRunner):
         return keys, values
 
     def _logits(self, outputs: Sequence["tvm_ffi.Tensor"], valid: int) -> np.ndarray:
-        logits = np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)
-        # Every token's, where the slice was left out; else the wanted one's alone.
-        return logits[valid - 1 if len(logits) > 1 else 0].copy()
+        # Where the slice was left out, padding has rows, too.
+        return np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)[:valid]
 
     def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Module":
         return self._ffi.load_module(str(bundle.path / entry.folder / str(entry.target["library"])))

@@ -44,6 +44,7 @@ class OnnxRuntimeRunner(WindowedRunner):
         self.window, self.context, self.layers = prefill.tokens, prefill.context, prefill.layers
         self.has_decode = "decode" in programs
         self.takes_padding = prefill.logits_of != "last"
+        self.has_every_row = prefill.logits_of == "all"
         logits = next(spec for spec in prefill.outputs() if spec.name == "logits")
         self.vocabulary = int(logits.shape[-1])
         values = ParameterValues(model.checkpoint.rows)
@@ -57,6 +58,14 @@ class OnnxRuntimeRunner(WindowedRunner):
 
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """One call of one graph; what it gives as caches is kept."""
+        return self._rows(phase, tokens, past=past, valid=valid)[-1]
+
+    def step_rows(self, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """One call of the prefill graph."""
+        return self._rows("prefill", tokens, past=past, valid=valid)
+
+    def _rows(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        """The logits that a graph gives: every token's, or the wanted one's alone."""
         caches = {name: self._cut(name, cache, past) for name, cache in self._caches.items()}
         found = self._phases[phase].run(
             {**_lengths(tokens, past=past, valid=valid), **caches},
@@ -67,9 +76,8 @@ class OnnxRuntimeRunner(WindowedRunner):
         self._caches = {
             name: self._cut(name, found[_present(name)], past + valid) for name in caches
         }
-        logits = found["logits"].reshape(-1, self.vocabulary)
-        # Every token's, where the slice was left out; else the wanted one's alone.
-        return logits[valid - 1 if len(logits) > 1 else 0].astype(np.float32)
+        # Where the slice was left out, padding has rows, too.
+        return found["logits"].reshape(-1, self.vocabulary)[:valid].astype(np.float32)
 
     def observe(self, observer: Observer | None) -> None:
         """Show the taps that the programs hold, the graphs being run in pieces; None ends it."""

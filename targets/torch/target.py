@@ -2,7 +2,7 @@
 
 import copy
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Variant -> transformers' name of the dtype; the empty one is the plain target.
 _DTYPES: Mapping[str, str] = {"": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Bytes of logits that one forward of `read_rows` gives.
+_READ_BYTES = 64 << 20
 
 
 class TorchTarget(Target):
@@ -110,6 +112,18 @@ class TorchRunner(Runner):
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """One forward over the new tokens; the last position's logits."""
         self.check_tokens(tokens)
+        return self._forward(tokens, kept=1)[0]
+
+    def read_rows(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """One forward over as many tokens as their logits leave room for."""
+        self.check_tokens(tokens)
+        count = max(1, _READ_BYTES // (self.vocabulary * np.dtype(np.float32).itemsize))
+        for start in range(0, len(tokens), count):
+            chunk = tokens[start : start + count]
+            yield from self._forward(chunk, kept=len(chunk))
+
+    def _forward(self, tokens: Sequence[int], *, kept: int) -> np.ndarray:
+        """The logits of the last `kept` of the tokens."""
         ids = self._torch.tensor([list(tokens)], dtype=self._torch.int64)
         watching = (
             nullcontext()
@@ -119,14 +133,14 @@ class TorchRunner(Runner):
         try:
             with self._torch.no_grad(), watching:
                 output = self._model(
-                    ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                    ids, past_key_values=self._cache, use_cache=True, logits_to_keep=kept
                 )
         except BaseException:
             # An observer may raise: the layers before it hold the new rows, those after do not.
             self.rewind(self.length)
             raise
         self.length += len(tokens)
-        return rows_of(output.logits)[0]
+        return rows_of(output.logits)
 
     def rewind(self, length: int) -> None:
         """Cut the cache; transformers' `crop` takes minus the number of positions to remove."""

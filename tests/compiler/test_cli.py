@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,6 +13,7 @@ import pytest
 
 from compiler.cli import main
 from compiler.contracts.errors import CheckpointError, CompilerErrors, ConfigError, MachineLacks
+from compiler.contracts.evaluation import Evaluation, ReferenceFigures
 from compiler.contracts.pass_base import PassRecord, Skip
 from compiler.contracts.progress import Progress, StageRecord
 
@@ -40,6 +41,15 @@ BUILT = SimpleNamespace(
         PassRecord("fold-mask", "prefill", 3, ()),
         PassRecord("fold-mask", "decode", 0, (Skip("model/Add", "no mask"),)),
     ),
+    evaluation=None,
+)
+EVALUATION = Evaluation(
+    bundle="d" * 64,
+    inputs="0123456789abcdef",
+    tokens=300,
+    context=32,
+    perplexity=10.5,
+    reference=ReferenceFigures("torch", 10.0, 0.05, 0.01, 0.25, 0.98, 3),
 )
 
 
@@ -71,7 +81,9 @@ def errors(output: str) -> list[dict[str, str]]:
     return found["errors"]
 
 
-@pytest.mark.parametrize("verb", ["", "build", "run", "compare", "check", "bisect", "passes"])
+@pytest.mark.parametrize(
+    "verb", ["", "build", "run", "compare", "evaluate", "check", "bisect", "passes"]
+)
 def test_help_imports_nothing_heavy(verb):
     code = (
         "import sys\nfrom compiler.cli import main\n"
@@ -154,6 +166,7 @@ def test_build_passes_its_options_on(workflow, capsys):
                 "float64_error": None,
             },
         ],
+        "evaluation": None,
     }
 
 
@@ -169,6 +182,24 @@ def test_build_shows_what_passes_did_to_the_numbers(workflow, capsys):
         ["fold-mask", "prefill", "3", "0", "0", "1.5e-06"],
         ["fold-mask", "decode", "0", "1", "-", "-"],
     ]
+
+
+def test_build_shows_the_evaluation(workflow, capsys):
+    built = SimpleNamespace(**{**vars(BUILT), "evaluation": EVALUATION})
+    workflow("build", lambda *_, **__: built)
+    assert main(["build", "model.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-8:] == [
+        "tokens                   300",
+        "perplexity               10.5",
+        "perplexity of torch      10",
+        "increase                 +5.000%",
+        "mean divergence          0.01 nats",
+        "largest divergence       0.25 nats",
+        "first tokens that agree  98.00%, 3 near-ties left out",
+        "build/model",
+    ]
+    assert main(["build", "model.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == asdict(EVALUATION)
 
 
 def test_build_prints_lines_where_there_is_no_terminal(workflow, capsys):

@@ -222,7 +222,9 @@ class TargetOpener:
 
     def _own(self, config: BuildConfig, name: Path) -> Path:
         output = self.config.workspace_path / "compare" / name
-        return build(config, output=output, force=True, progress=self.progress).bundle
+        return build(
+            replace(config, evaluate=None), output=output, force=True, progress=self.progress
+        ).bundle
 
 
 def _dtypes(programs: ProgramSet) -> set[str]:

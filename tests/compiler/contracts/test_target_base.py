@@ -149,3 +149,56 @@ def test_a_step_that_fails_leaves_the_windows_before_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         runner.extend([1, 2, 3, 4, 5, 6])
     assert runner.length == 4
+
+
+class EveryRowRunner(RecordingRunner):
+    """Its prefill graph gives every row: the number of tokens seen at each."""
+
+    has_every_row = True
+
+    def step_rows(self, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
+        self.calls.append(("prefill", tokens.tolist(), past, valid))
+        seen = np.arange(past + 1, past + valid + 1, dtype=np.float32)
+        return np.repeat(seen[:, None], self.vocabulary, axis=1)
+
+
+def test_rows_are_read_token_by_token_where_the_graph_gives_one() -> None:
+    runner = RecordingRunner()
+    assert [row[0] for row in runner.read_rows([1, 2, 3, 4, 5])] == [1, 2, 3, 4, 5]
+    assert runner.calls == [("decode", [[n + 1]], n, 1) for n in range(5)]
+
+
+def test_rows_are_read_in_windows_where_the_graph_gives_all() -> None:
+    runner = EveryRowRunner()
+    runner.extend([9])
+    assert [row[0] for row in runner.read_rows([1, 2, 3, 4, 5])] == [2, 3, 4, 5, 6]
+    assert runner.calls[1:] == [
+        ("prefill", [[1, 2, 3, 4]], 1, 4),
+        ("prefill", [[5, 0, 0, 0]], 5, 1),
+    ]
+    assert runner.length == 6
+
+
+def test_a_window_runs_when_its_first_row_is_taken() -> None:
+    runner = EveryRowRunner()
+    rows = runner.read_rows([1, 2, 3, 4, 5])
+    assert runner.calls == []
+    next(rows)
+    assert (len(runner.calls), runner.length) == (1, 4)
+
+
+@pytest.mark.parametrize("kind", [RecordingRunner, EveryRowRunner])
+def test_rows_that_do_not_fit_are_refused_before_any_step(kind: type[RecordingRunner]) -> None:
+    runner = kind()
+    with pytest.raises(RunError, match="11 tokens do not fit the context of 10"):
+        next(runner.read_rows([1] * 11))
+    assert (runner.calls, runner.length) == ([], 0)
+
+
+def test_every_row_without_a_way_to_read_it_is_a_bug() -> None:
+    runner = RecordingRunner()
+    runner.has_every_row = True
+    with pytest.raises(
+        NotImplementedError, match="RecordingRunner has_every_row, and no step_rows"
+    ):
+        next(runner.read_rows([1]))

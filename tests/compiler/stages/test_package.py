@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from compiler import atomic_folder, params_file
 from compiler.contracts.bundle import Bundle
-from compiler.contracts.errors import BundleError, CheckpointError, MachineLacks
+from compiler.contracts.errors import BundleError, CheckFailed, CheckpointError, MachineLacks
 from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef, source, transpose, value
 from compiler.stages.open_bundle import open_bundle
@@ -404,6 +404,60 @@ def test_a_link_to_a_bundle_is_not_replaced_either(
         place, lambda: write(place / "tiny", draft, checkpoint, force=True), BundleError
     )
     assert "a symbolic link is in the way" in said
+
+
+def test_an_approved_bundle_was_whole_beside_its_place(
+    place: Path, draft: BundleDraft, checkpoint: CheckpointRef
+) -> None:
+    seen: list[Bundle] = []
+
+    def approve(bundle: Bundle) -> None:
+        assert bundle.path.parent == place
+        assert open_bundle(bundle.path, verify=True).manifest == bundle.manifest
+        assert not (place / "b").exists()
+        seen.append(bundle)
+
+    written = package(
+        place / "b", draft, checkpoint, force=False, progress=Progress(), approve=approve
+    )
+    assert [bundle.manifest for bundle in seen] == [written.manifest]
+    assert [path.name for path in place.iterdir()] == ["b"]
+    assert open_bundle(place / "b").manifest == written.manifest
+
+
+def test_a_bundle_that_is_kept_is_not_asked_about(
+    place: Path, draft: BundleDraft, checkpoint: CheckpointRef
+) -> None:
+    def approve(bundle: Bundle) -> None:
+        pytest.fail(f"asked about {bundle.path}")
+
+    written = write(place / "b", draft, checkpoint)
+    kept = package(
+        place / "b", draft, checkpoint, force=False, progress=Progress(), approve=approve
+    )
+    assert kept.manifest == written.manifest
+
+
+@pytest.mark.parametrize(
+    "refusal", [CheckFailed("too bad"), KeyboardInterrupt(), FileNotFoundError(2, "of its own")]
+)
+def test_a_refused_bundle_leaves_the_disk_as_it_was(
+    place: Path, draft: BundleDraft, checkpoint: CheckpointRef, refusal: BaseException
+) -> None:
+    """Neither a new bundle, nor its parents, nor one in the place of another."""
+
+    def refuse(bundle: Bundle) -> None:
+        assert bundle.path.is_dir()
+        raise refusal
+
+    write(place / "b", replace(draft, digest="1" * 64), checkpoint)
+    before = content(place)
+    for destination in (place / "b", place / "new" / "c"):
+        with pytest.raises(type(refusal)) as caught:
+            package(destination, draft, checkpoint, force=True, progress=Progress(), approve=refuse)
+        assert caught.value is refusal
+        assert content(place) == before
+        assert [path.name for path in place.iterdir()] == ["b"]
 
 
 def test_a_file_in_the_place_of_a_parent_is_an_error(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +119,26 @@ def test_windows_and_steps_agree(runner: LLVMRunner) -> None:
     assert whole.dtype == np.float32
     assert np.abs(whole - single).max() < 1e-4
     assert np.abs(whole - parts).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["all", "last_valid"])
+def test_reading_rows_equals_extending(
+    built_bundles: BuiltBundles, kept: Literal["all", "last_valid"]
+) -> None:
+    """Behind a first token, so that windows do not begin at their multiples, to the last place."""
+    model = TINY if kept == "last_valid" else TinyModel("no-slice", kept=kept)
+    runner = LLVMTarget().open(open_bundle(built_bundles.bundle(model)))
+    assert isinstance(runner, LLVMRunner)
+    assert runner.has_every_row == (kept == "all")
+    tokens = draw(runner.context)
+    runner.extend(tokens[:1])
+    wanted = [runner.extend([token]) for token in tokens[1:]]
+    runner.rewind(1)
+    found = list(runner.read_rows(tokens[1:]))
+    assert runner.length == runner.context
+    assert {(row.dtype, row.shape) for row in found} == {(np.dtype(np.float32), (128,))}
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

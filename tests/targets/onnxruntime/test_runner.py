@@ -71,6 +71,20 @@ def test_a_rotary_that_depends_on_the_length(traced_models: TracedModels, name: 
         assert_close(runner.extend(chunk), wanted[-1])
 
 
+@pytest.mark.parametrize("point", ["trace", "plan-kv-cache", "llvm"])
+def test_reading_rows_equals_extending(traced_models: TracedModels, point: str):
+    """Behind a first token, so that windows do not begin at their multiples; `llvm` has a slice."""
+    runner = opened(traced_models, "gqa", POINTS[point])
+    assert runner.has_every_row == (point != "llvm")
+    runner.extend(TOKENS[:1])
+    wanted = [runner.extend([token]) for token in TOKENS[1:]]
+    runner.rewind(1)
+    found = list(runner.read_rows(TOKENS[1:]))
+    assert runner.length == CONTEXT
+    assert {(row.dtype, row.shape) for row in found} == {(np.dtype(np.float32), (VOCABULARY,))}
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("point", ["trace", "fold-mask", "llvm"])
 def test_what_is_rewound_is_forgotten(traced_models: TracedModels, point: str):
     runner, fresh = (opened(traced_models, "gqa", POINTS[point]) for _ in range(2))

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from compiler.contracts.errors import RunError, TargetError
 from compiler.contracts.target_base import ProgramModel, Runner, TargetOptions
+from targets.torch import target as target_module
 from targets.torch.target import TorchTarget
 
 TOKENS = [5, 17, 3, 44, 9, 71, 2, 30, 8]
@@ -44,6 +45,22 @@ def test_extending_equals_one_forward(runner: Runner, model: torch.nn.Module):
         assert runner.length == end
         assert (found.dtype, found.shape) == (np.float32, (VOCABULARY,))
         np.testing.assert_allclose(found, whole(model, TOKENS[:end]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bytes_held", [64 << 20, 4 * 4 * VOCABULARY])
+def test_reading_rows_equals_extending(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, bytes_held: int
+):
+    """In one forward, and in forwards of four tokens."""
+    monkeypatch.setattr(target_module, "_READ_BYTES", bytes_held)
+    runner.extend(TOKENS[:2])
+    wanted = [runner.extend([token]) for token in TOKENS[2:]]
+    runner.rewind(2)
+    found = list(runner.read_rows(TOKENS[2:]))
+    assert runner.length == len(TOKENS)
+    assert {(row.dtype, row.shape) for row in found} == {(np.dtype(np.float32), (VOCABULARY,))}
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert np.ptp(np.stack(wanted), axis=0).max() > 0.1  # rows differ
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 8])

@@ -1,0 +1,68 @@
+"""What a build has made so far -> the draft of its bundle."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from compiler.bundle_draft import BundleDraft, ModuleDraft
+from compiler.config import BuildConfig
+from compiler.contracts.pass_base import PassRecord
+from compiler.contracts.program import Program
+from compiler.contracts.target_base import Lowered
+from compiler.contracts.weights import CheckpointRef
+from compiler.stages.rewrite import Rewritten
+from compiler.workflows.plan import Plan
+
+
+def module_draft(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
+    """One lowered phase, its files in `folder`."""
+    return ModuleDraft(
+        phase=program.phase,
+        rank=0,
+        tokens=program.tokens,
+        source_folder=folder,
+        inputs=program.inputs(),
+        outputs=program.outputs(),
+        params=lowered.params,
+        weights=program.weights,
+        aliases=program.aliases,
+        logits_of=program.logits_of,
+        target=lowered.facts,
+    )
+
+
+def bundle_draft(
+    config: BuildConfig,
+    checkpoint: CheckpointRef,
+    plan: Plan,
+    *,
+    rewritten: Rewritten,
+    modules: Sequence[ModuleDraft],
+) -> BundleDraft:
+    """All that becomes the bundle."""
+    logits = next(spec for spec in modules[0].outputs if spec.name == "logits")
+    return BundleDraft(
+        name=config.name,
+        digest=plan.digest,
+        target=plan.target.name,
+        config=config.resolved(),
+        checkpoint={
+            "sha256": checkpoint.digest,
+            "model_type": checkpoint.config.get("model_type"),
+            "architectures": checkpoint.config.get("architectures"),
+        },
+        window=config.frontend.shape.window,
+        context=config.frontend.shape.context_or_window,
+        vocabulary=int(logits.shape[-1]),
+        modules=tuple(modules),
+        passes=tuple(_kept(record) for record in rewritten.records),
+        tools=plan.tools,
+        snapshots=rewritten.snapshots,
+        merge_params=config.backend.merge_params,
+    )
+
+
+def _kept(record: PassRecord) -> dict[str, object]:
+    """What the manifest keeps of a record: errors depend on the machine that measured them."""
+    measured = ("error", "float64_error")
+    return {key: value for key, value in asdict(record).items() if key not in measured}
