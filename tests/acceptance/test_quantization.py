@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,6 +13,9 @@ from acceptance_table import Table
 from checkpoint_factory import write_half_billion
 from compiler_process import ROOT, command, environment, run_json
 from process_memory import peak_of
+from pydantic import TypeAdapter
+
+from compiler.contracts.evaluation import Evaluation
 
 pytestmark = pytest.mark.accept
 
@@ -83,14 +86,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def evaluated(row: Row, folder: Path, text: Path) -> dict[str, float]:
+def evaluated(row: Row, folder: Path, text: Path) -> Evaluation:
     """Build and evaluate one line; the bundle is removed."""
     yaml = MODELS / f"{row.yaml}.yaml"
     bundle = folder / "bundle"
     run_json("build", yaml, "-o", bundle, *ALL_ROWS, *row.options, cwd=folder)
     found = run_json("evaluate", bundle, "--text", text, "--tokens", str(TOKENS), cwd=folder)
     shutil.rmtree(bundle)
-    return {key: value for key, value in found.items() if isinstance(value, int | float)}
+    return TypeAdapter(Evaluation).validate_python(
+        {field.name: found[field.name] for field in fields(Evaluation)}
+    )
 
 
 def test_what_each_type_costs(table: Table, folder: Path) -> None:
@@ -99,14 +104,16 @@ def test_what_each_type_costs(table: Table, folder: Path) -> None:
     losses: dict[str, float] = {}
     for row in ROWS:
         found = evaluated(row, folder, text)
-        losses[row.name] = found["perplexity"] / found["reference_perplexity"] - 1
+        against = found.reference
+        assert against is not None
+        assert found.tokens >= 20_000
+        losses[row.name] = against.perplexity_increase
         said = (
-            f"perplexity {found['perplexity']:.4f} against {found['reference_perplexity']:.4f} "
-            f"({losses[row.name]:+.3%}), KL {found['mean_kl']:.5f}, "
-            f"same token {found['top1_agreement']:.2%}, {found['tokens']:.0f} tokens"
+            f"perplexity {found.perplexity:.4f} against {against.perplexity:.4f} "
+            f"({against.perplexity_increase:+.3%}), KL {against.mean_kl:.5f}, "
+            f"same token {against.top1_agreement:.2%}, {found.tokens} tokens"
         )
         what = f"SmolLM2-135M, {row.name}, against transformers in float32"
-        assert found["tokens"] >= 20_000
         if row.most is None:
             table.note(what, measured=said)
             continue
@@ -115,7 +122,7 @@ def test_what_each_type_costs(table: Table, folder: Path) -> None:
     for gptq, nearest, factor in PAIRS:
         table.judge(
             f"SmolLM2-135M, {gptq} against rounding to nearest",
-            wanted=f"loss at most {factor:g} of rounding's",
+            wanted=f"increase at most {factor:g} of rounding's",
             measured=f"{losses[gptq]:+.3%} against {losses[nearest]:+.3%}",
             is_met=losses[gptq] <= max(factor * losses[nearest], 0.0),
         )
