@@ -65,7 +65,7 @@ def build(
     destination = (output or config.workspace_path / config.name).absolute()
     with clock.stage("checkpoint"):
         checkpoint = locate(config, progress=clock.progress)
-        plan = plan_build(config, checkpoint)
+        plan = plan_build(config, checkpoint, note=clock.progress.note)
     approval = Approval(config, checkpoint, plan.tokens, clock.progress)
     if kept_bundle(destination, plan.digest, force=force) is not None:
         kept = _whole(destination)

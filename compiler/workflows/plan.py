@@ -3,12 +3,14 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from compiler import registry
+from compiler.calibration_data import CalibrationSamples
 from compiler.config import BuildConfig
 from compiler.contracts.errors import CompilerError, CompilerErrors, MachineLacks, raise_all
 from compiler.contracts.target_base import Target
@@ -18,6 +20,9 @@ from compiler.pass_order import PlannedPass
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.evaluation_text import tokens_to_evaluate
 from compiler.workflows.pass_plan import planned_passes
+from compiler.workflows.samples import needs_samples, samples_of
+
+logger = logging.getLogger(__name__)
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
 _OWN_PACKAGES = ("compiler", "models", "passes", "targets")
@@ -33,6 +38,7 @@ class Plan:
         tools: Versions of what decides the output.
         digest: sha256 over configuration, checkpoint, tools and the target's own facts.
         tokens: Of the text that the bundle is evaluated on; None where it is not.
+        samples: What is calibrated on; None where nothing is.
     """
 
     target: Target
@@ -40,14 +46,22 @@ class Plan:
     tools: Mapping[str, str]
     digest: str
     tokens: tuple[int, ...] | None = None
+    samples: CalibrationSamples | None = None
 
 
-def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
+def plan_build(
+    config: BuildConfig, checkpoint: CheckpointRef, *, note: Callable[[str], None] = logger.info
+) -> Plan:
     """Decide everything that a build does; every violation of the target and the order at once.
 
+    Args:
+        config: Checked configuration.
+        checkpoint: Located.
+        note: Told what was decided where the YAML leaves it open.
+
     Raises:
-        CompilerErrors: The target's constraints, the passes' order and the evaluation's text,
-            together.
+        CompilerErrors: The target's constraints, the passes' order, the evaluation's text and the
+            calibration's data, together.
     """
     target = registry.load_target(config.backend.type, where=config.place("backend.type"))()
     options = config.target_options()
@@ -58,6 +72,11 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     tokens: tuple[int, ...] | None = None
     try:
         tokens = tokens_to_evaluate(config, checkpoint)
+    except CompilerError as error:
+        errors.append(error)
+    samples: CalibrationSamples | None = None
+    try:
+        samples = samples_of(config, checkpoint, note) if needs_samples(config) else None
     except CompilerError as error:
         errors.append(error)
     passes: tuple[PlannedPass, ...] = ()
@@ -75,9 +94,10 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
         "tokenizer": _tokenizer_digest(checkpoint),
         "tools": dict(tools),
         "target": dict(target.fingerprint(options)),
+        "samples": None if samples is None else samples.digest,
     }
-    text = json.dumps(decisive, sort_keys=True)
-    return Plan(target, passes, tools, hashlib.sha256(text.encode()).hexdigest(), tokens)
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return Plan(target, passes, tools, digest, tokens, samples)
 
 
 def _lacks(config: BuildConfig, target: Target) -> tuple[str, ...]:
