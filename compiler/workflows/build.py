@@ -21,6 +21,7 @@ from compiler.stages.rewrite import Rewritten, rewrite
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import Plan, plan_build
 from compiler.workflows.processes import run_parallel
+from compiler.workflows.quantization_facts import quantization_facts
 from compiler.workflows.stage_clock import StageClock
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,14 @@ def _kept(record: PassRecord) -> dict[str, object]:
     return {key: value for key, value in asdict(record).items() if key not in measured}
 
 
+def _quantization(config: BuildConfig, modules: Sequence[ModuleDraft]) -> dict[str, object]:
+    """By phase; empty where nothing is asked for."""
+    quantize = config.frontend.quantize
+    if quantize is None:
+        return {}
+    return {module.phase: quantization_facts(quantize, module.phase) for module in modules}
+
+
 def _draft(
     config: BuildConfig,
     checkpoint: CheckpointRef,
@@ -161,4 +170,5 @@ def _draft(
         tools=plan.tools,
         snapshots=rewritten.snapshots,
         merge_params=config.backend.merge_params,
+        quantization=_quantization(config, modules),
     )
