@@ -27,9 +27,23 @@ from targets.llvm.kernels.linear import linear
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.silu_mul import silu_mul
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 # Together more than any L2, and small enough for a machine of 8 GB.
 _COLD_BYTES = 256 * 1024 * 1024
+
+# (rows, outputs, inputs) of products.
+_SHAPES = (
+    (1, 1024, 1024),
+    (1, 2816, 1024),
+    (1, 1024, 2816),
+    (1, 1536, 576),
+    (1, 151936, 1024),
+    (16, 2816, 1024),
+    (128, 1536, 576),
+    (128, 2816, 1024),
+    (128, 1024, 2816),
+    (1024, 2816, 1024),
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,12 @@ class Case:
 
 def _cases(features: CpuFeatures, dtypes: list[str]) -> Iterator[Case]:
     for dtype in dtypes:
-        yield from _linear_cases(features, dtype)
-    for dtype in dtypes:
+        for group in (0, 64) if dtype == "int8" else (0,):
+            yield from _linear_cases(features, dtype, group)
+    floats = [dtype for dtype in dtypes if dtype != "int8"]
+    for dtype in floats:
         yield from _attention_cases(features, dtype)
-    for dtype in dtypes:
+    for dtype in floats:
         yield _cache_case(features, dtype)
     for rows in (1, 128):
         matrix = ((rows, 1024), "float32")
@@ -65,30 +81,27 @@ def _cases(features: CpuFeatures, dtypes: list[str]) -> Iterator[Case]:
         yield Case("silu_mul", f"{rows}x2816", func, (matrix,) * 3, (), 0, rows * 2816 * 12)
 
 
-def _linear_cases(features: CpuFeatures, dtype: str) -> Iterator[Case]:
-    for rows, outputs, inputs in [
-        (1, 1024, 1024),
-        (1, 2816, 1024),
-        (1, 1024, 2816),
-        (1, 1536, 576),
-        (1, 151936, 1024),
-        (16, 2816, 1024),
-        (128, 1536, 576),
-        (128, 2816, 1024),
-        (128, 1024, 2816),
-        (1024, 2816, 1024),
-    ]:
+def _linear_cases(features: CpuFeatures, dtype: str, group: int) -> Iterator[Case]:
+    for rows, outputs, inputs in _SHAPES:
         func = linear(
-            rows, outputs, inputs=inputs, weight_dtype=dtype, has_bias=False, features=features
+            rows,
+            outputs,
+            inputs=inputs,
+            weight_dtype=dtype,
+            has_bias=False,
+            features=features,
+            group=group,
         )
+        scale = ((outputs, inputs // group) if group else (outputs,), "float32")
         weight = outputs * inputs * _ITEMSIZE[dtype]
         yield Case(
             "linear",
-            f"{rows}x{inputs}->{outputs} {dtype}",
+            f"{rows}x{inputs}->{outputs} {dtype}{f', groups of {group}' if group else ''}",
             func,
             (
                 ((rows, inputs), "float32"),
                 ((outputs, inputs), dtype),
+                *((scale,) if dtype == "int8" else ()),
                 ((rows, outputs), "float32"),
             ),
             (1,),
@@ -162,6 +175,8 @@ def _cache_case(features: CpuFeatures, dtype: str) -> Case:
 
 
 def _tensor(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> tvm.runtime.Tensor:
+    if dtype == "int8":
+        return tvm.runtime.tensor(rng.integers(-127, 128, shape, dtype=np.int8))
     values = rng.standard_normal(shape, dtype=np.float32)
     if dtype == "bfloat16":
         bits = (values.view(np.uint32) >> 16).astype(np.uint16)
