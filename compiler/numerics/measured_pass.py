@@ -121,7 +121,7 @@ class MeasuredPhase:
         for case in self._cases:
             feeds = (
                 {**weights, **case.inputs},
-                {**parameters, **rewriting.adapt_inputs(case.inputs, program)},
+                {**parameters, **rewriting.adapt_inputs(widened(case.inputs), program)},
             )
             wanted = partial(rewriting.adapt_outputs, old_inputs=case.inputs, program=program)
             breach = check.breach(*feeds, wanted)

@@ -59,7 +59,8 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
             exact = ReferenceSession(in_float64(models[0])).run(widened(old_feeds))
             breach = first_breach(promise, wanted, found, float64=adapt(exact)) or breach
         elif breach is None and rounding is not None:
-            breach = rounding.breach(old_feeds, feeds, adapt)
+            unrounded, _ = _adapted(rewriting, program, widened(old_inputs), old)
+            breach = rounding.breach(old_feeds, {**parameters, **unrounded}, adapt)
         if breach is not None:
             raise _left(rewriting, breach, lengths)
 
