@@ -67,11 +67,11 @@ def slice_of(start: Expr | int, lanes: int) -> Expr | int:
 
 
 def load(buffer: Buffer, indices: Sequence[Expr | int], lanes: int) -> Expr:
-    """`lanes` neighbouring elements as fp32; bf16 and fp16 are widened in registers."""
+    """`lanes` neighbouring elements as fp32; bf16, fp16 and int8 are widened in registers."""
     value = buffer[(*indices[:-1], slice_of(indices[-1], lanes))]
     if buffer.dtype == "float32":
         return value
-    if buffer.dtype == "float16":
+    if buffer.dtype in ("float16", "int8"):
         return T.cast(value, typed("float32", lanes))
     assert buffer.dtype == "bfloat16", buffer.dtype
     bits = T.cast(T.reinterpret(typed("uint16", lanes), value), typed("uint32", lanes))
