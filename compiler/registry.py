@@ -51,6 +51,7 @@ PASSES: Mapping[str, str] = {
     "fuse-silu-mul": "passes.fuse_silu_mul:FuseSiluMul",
     "pad-vocabulary": "passes.pad_vocabulary:PadVocabulary",
     "eliminate-dead": "passes.eliminate_dead:EliminateDead",
+    "store-kv-cache": "passes.store_kv_cache:StoreKVCache",
     "store-weights": "passes.store_weights:StoreWeights",
 }
 TARGETS: Mapping[str, str] = {

@@ -28,7 +28,13 @@ def run_main(executable: tvm.runtime.Executable, arrays: Sequence[np.ndarray]) -
     machine = relax.VirtualMachine(executable, tvm.cpu())
     results = machine["main"](*(_tensor(array) for array in arrays))
     found = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
-    return [tensor.numpy() for tensor in found]
+    return [_array(tensor) for tensor in found]
+
+
+def _array(tensor: tvm.runtime.Tensor) -> np.ndarray:
+    if tensor.dtype != "bfloat16":
+        return tensor.numpy()
+    return tensor._create_view(tensor.shape, "uint16").numpy().view(ml_dtypes.bfloat16)
 
 
 def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:

@@ -30,8 +30,10 @@ def rewritten(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     added: Sequence[Pass] = (),
     has_storage: bool = True,
+    last: Sequence[Pass] = (),
 ) -> tuple[Program, dict[str, np.ndarray]]:
-    """The program of one phase, and what it takes; `added` stand where a user's passes do.
+    """The program of one phase, and what it takes; `added` stand where a user's passes do, and
+    `last` behind all of the target's.
 
     Without storage it ends before weights are laid out for the target.
     """
@@ -48,6 +50,7 @@ def rewritten(
         FuseSiluMul(),
         *((StoreWeights(dtype=dtype),) if has_storage else ()),
         FoldConstants(),
+        *last,
     ):
         if phase in rewriting.phases:
             run_pass(rewriting, program)

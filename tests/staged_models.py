@@ -11,6 +11,7 @@ from compiler.contracts.taps import Observer, Tap
 from compiler.contracts.target_base import ProgramModel, Runner
 from passes.annotate_int8_qdq import AnnotateInt8QDQ
 from passes.cast_dtype import CastDtype
+from passes.eliminate_dead import EliminateDead
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.fuse_attention import FuseAttention
@@ -23,6 +24,7 @@ from passes.insert_strided_slice import InsertStridedSlice
 from passes.keep_qkv_bias import KeepQKVBias
 from passes.pad_vocabulary import PadVocabulary
 from passes.plan_kv_cache import PlanKVCache
+from passes.store_kv_cache import StoreKVCache
 from passes.store_weights import StoreWeights
 
 _FOLDED = (KeepQKVBias(), FoldConstants(), FoldMask())
@@ -50,6 +52,17 @@ POINTS: Mapping[str, Sequence[Pass]] = {
     "float16": (*_PLANNED, CastDtype(dtype="float16"), StoreWeights(), FoldConstants()),
     "bfloat16": (*_PLANNED, FuseRotary(), *_FUSED, CastDtype(dtype="bfloat16"), StoreWeights()),
     "stored bfloat16": (*_PLANNED, *_FUSED, StoreWeights(dtype="bfloat16")),
+    "int8 cache": (*_PLANNED, *_FUSED, StoreKVCache(dtype="int8"), StoreWeights()),
+    "int8 cache, unfused": (*_PLANNED, StoreKVCache(dtype="int8"), StoreWeights()),
+    "bfloat16 cache": (*_PLANNED, *_FUSED, StoreKVCache(dtype="bfloat16"), StoreWeights()),
+    "bfloat16 and its cache": (
+        *_PLANNED,
+        *_FUSED,
+        CastDtype(dtype="bfloat16"),
+        StoreKVCache(dtype="bfloat16"),
+        EliminateDead(),
+        StoreWeights(),
+    ),
 }
 
 

@@ -37,3 +37,21 @@ def int8_scales(
         )
     scales = absmax / np.float32(largest_code(bits))
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
+
+
+def quantized_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys or values as an int8 KV cache holds them: each head of a token by its own scale.
+
+    Args:
+        rows: Float [.., d].
+
+    Returns:
+        Codes int8 [.., d], to nearest and ties to even, and scales [.., 1] as `int8_scales` has
+        them. Of float64, in which nothing is rounded, codes are float64 quotients.
+    """
+    absmax: np.ndarray = np.abs(rows).max(axis=-1, keepdims=True)
+    scales: np.ndarray = absmax / np.asarray(largest_code(8), rows.dtype)
+    scales[scales < np.finfo(np.float32).tiny] = 1
+    entries: np.ndarray = rows / scales
+    codes = entries if rows.dtype == np.float64 else np.rint(entries).astype(np.int8)
+    return codes, scales

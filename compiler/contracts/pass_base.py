@@ -158,6 +158,9 @@ class Pass(ABC):
     def adapt_inputs(self, old: Arrays, program: Program) -> dict[str, np.ndarray]:
         """Inputs for the graph before the pass -> inputs for `program`, the graph after it.
 
+        A pass that rounds inputs, or outputs, leaves those in float64 unrounded: its `rounds` is
+        held to graphs in which nothing is.
+
         Raises:
             PassError: The inputs lie outside the pass's domain.
         """

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.contracts.program import Program
+from compiler.contracts.program import Program, TensorSpec
+from compiler.contracts.weights import DTYPES
+
+# Of int8 caches, so that they stand for keys and values of about the size of float ones.
+_SCALE = 1 / 64
 
 # A token that stands where padding is; its logits and cache rows are nobody's.
 PAD_TOKEN = 3
@@ -37,14 +41,15 @@ def program_feeds(
     """What the program takes besides its parameters, at any point of the pipeline.
 
     Args:
-        program: With the traced signature, or that of fold-mask or plan-kv-cache.
+        program: With the traced signature, or that of fold-mask, plan-kv-cache or store-kv-cache.
         lengths: Past and valid tokens.
         vocabulary: Token ids are drawn below it.
         seed: Of the tokens and of the past keys and values.
 
     Returns:
         int64 ids [1, T], mask [1, past + T] and positions [1, T], or lengths [1]; float caches
-        [1, heads, past, head_dim], or [context, heads, head_dim] with zeros past the filled rows.
+        [1, heads, past, head_dim], or [context, heads, head_dim] with zeros past the filled rows;
+        of int8 caches [context, heads, head_dim] and their scales [context, heads, 1] likewise.
     """
     random = np.random.default_rng((seed, lengths.past, lengths.valid))
     past, tokens = lengths.past, program.tokens
@@ -62,11 +67,21 @@ def program_feeds(
         if spec.name in known:
             feeds[spec.name] = known[spec.name]
             continue
-        values = random.standard_normal(_shape(spec.shape, past)).astype(spec.dtype)
+        values = _drawn(spec, past, random)
         if _is_static_cache(spec.shape, program):
             values[past:] = 0
         feeds[spec.name] = values
     return feeds
+
+
+def _drawn(spec: TensorSpec, past: int, random: np.random.Generator) -> np.ndarray:
+    shape = _shape(spec.shape, past)
+    if spec.dtype == "int8":
+        return random.integers(-127, 128, shape).astype(np.int8)
+    values = random.standard_normal(shape)
+    if spec.name.endswith("_scale"):
+        values = np.abs(values) * _SCALE
+    return values.astype(DTYPES[spec.dtype])
 
 
 def _shape(shape: Sequence[int | str], past: int) -> list[int]:

@@ -17,7 +17,7 @@ from compiler.contracts.program import Program
 from compiler.contracts.weights import RowReader, Weight, value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import lengths_of, program_feeds
-from compiler.numerics.float64 import RoundingCheck, in_float64, widened
+from compiler.numerics.float64 import RoundingCheck, in_float64, widened, widened_floats
 from compiler.numerics.reference_run import ReferenceSession, ort_value
 from compiler.numerics.tolerance import Breach, first_breach, largest_error
 
@@ -116,13 +116,13 @@ class MeasuredPhase:
     def _check_rounding(self, rewriting: Pass, program: Program) -> None:
         """Where nothing is rounded, the graphs before and after must agree."""
         check = RoundingCheck(self._model, program.model())
-        unrounded = widened(self._parameters.arrays(self._weights))
+        unrounded = widened_floats(self._parameters.arrays(self._weights))
         weights = rewriting.adapt_weights(unrounded, program)
         parameters = self._parameters.arrays(program.weights)
         for case in self._cases:
             feeds = (
                 {**weights, **case.inputs},
-                {**parameters, **rewriting.adapt_inputs(case.inputs, program)},
+                {**parameters, **rewriting.adapt_inputs(widened_floats(case.inputs), program)},
             )
             wanted = partial(rewriting.adapt_outputs, old_inputs=case.inputs, program=program)
             breach = check.breach(*feeds, wanted)

@@ -7,8 +7,10 @@ q .. down             the product with the weight of `model.layers.L.self_attn.q
 attn, act             what o's and down's product reads, before it is rounded to int8
 q_rot                 what the scores' product reads beside the keys, before any scale, that of LogN
                       too: what the rotary embedding gives, as transformers has it
-k_rot                 the rows that are joined to, or written into, the cache of keys
-keys, values, logits  outputs of the graph
+k_rot                 the rows that are joined to, or written into, the cache of keys, before they
+                      are rounded
+keys, values          outputs of the graph; of a cache that is stored narrowly, what it widens to
+logits                an output of the graph
 
 Modules are read off the names of nodes, weights off the weight table, the rest off the graph. What
 an operator has swallowed is left out, and so is what cannot be told for certain.
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _WEIGHT_LAYOUT = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
 _KEY_LAYOUT = ("Cast", "Expand", "Identity", "Mul", "Reshape", "Transpose", "Unsqueeze")
 _QUERY_LAYOUT = ("Cast", "Identity", "Reshape")
+# ONNX's number of float32, to which a Cast does not round.
+_FLOAT = 1
 
 
 def program_taps(program: Program) -> dict[Tap, TapPlace]:
@@ -177,7 +181,7 @@ class _Finder:
                 beside = [t for t in node.inputs if t is not tensor and id(t) in self._tokens]
                 if node.op in ("MatMul", "FusedAttention") and node.inputs[1] is tensor:
                     found.append(node.inputs[0])
-                elif node.op in _KEY_LAYOUT and not beside:
+                elif node.op == "WidenedCache" or (node.op in _KEY_LAYOUT and not beside):
                     pending.append(node.outputs[0])
         queries = _one(found)
         return None if queries is None else self._unscaled(queries)
@@ -290,7 +294,10 @@ def _place(tensor: "gs.Tensor | None", *, span: Span = "call") -> TapPlace | Non
 def _cache(present: "gs.Tensor | None") -> TapPlace | None:
     if present is None or not present.inputs or present.shape is None:
         return None
-    return TapPlace(present.name, 0 if len(present.shape) == 3 else -2, "cache")
+    # Of a cache that is stored narrowly, what attention reads.
+    wide = _only_reader(present, "WidenedCache") or _only_reader(present, "Cast")
+    tensor = present if wide is None else wide.outputs[0]
+    return TapPlace(tensor.name, 0 if len(present.shape) == 3 else -2, "cache")
 
 
 def _appended(present: "gs.Tensor | None") -> TapPlace | None:
@@ -298,4 +305,13 @@ def _appended(present: "gs.Tensor | None") -> TapPlace | None:
     node = None if present is None else _producer(present)
     if node is None or node.op not in ("Concat", "CacheUpdate") or not node.inputs[1].inputs:
         return None
-    return TapPlace(node.inputs[1].name, -2 if node.op == "Concat" else 0)
+    rows = _before_rounding(node.inputs[1])
+    return TapPlace(rows.name, -2 if node.op == "Concat" else 0)
+
+
+def _before_rounding(rows: "gs.Tensor") -> "gs.Tensor":
+    """What is rounded to the cache's type; the rows themselves where nothing is."""
+    node = _producer(rows)
+    is_narrowed = node is not None and node.op == "Cast" and node.attrs["to"] != _FLOAT
+    is_rounded = is_narrowed or (node is not None and node.op == "QuantizedRows")
+    return node.inputs[0] if node is not None and is_rounded else rows

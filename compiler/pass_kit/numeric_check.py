@@ -9,7 +9,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.pass_base import Arrays, Pass
 from compiler.contracts.program import Program
 from compiler.numerics.feeds import Lengths
-from compiler.numerics.float64 import RoundingCheck, in_float64, widened
+from compiler.numerics.float64 import RoundingCheck, in_float64, widened, widened_floats
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
 from compiler.pass_kit.cases import Case
@@ -39,7 +39,9 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
     unadapted = case.parameters(case.program)
     old_parameters = _adapted_weights(rewriting, unadapted, program)
     exact_parameters = (
-        _adapted_weights(rewriting, widened(unadapted), program) if rounding is not None else {}
+        _adapted_weights(rewriting, widened_floats(unadapted), program)
+        if rounding is not None
+        else {}
     )
     parameters = case.parameters(program)
     for lengths in case.lengths:
@@ -63,7 +65,9 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
             exact = ReferenceSession(in_float64(models[0])).run(widened(old_feeds))
             breach = first_breach(promise, wanted, found, float64=adapt(exact)) or breach
         elif breach is None and rounding is not None:
-            breach = rounding.breach({**exact_parameters, **old_inputs}, feeds, adapt)
+            unrounded, _ = _adapted(rewriting, program, widened_floats(old_inputs), old)
+            exact = {**exact_parameters, **old_inputs}
+            breach = rounding.breach(exact, {**parameters, **unrounded}, adapt)
         if breach is not None:
             raise _left(rewriting, breach, lengths)
 

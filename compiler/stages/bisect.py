@@ -16,7 +16,7 @@ from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
-from compiler.numerics.float64 import RoundingCheck, widened
+from compiler.numerics.float64 import RoundingCheck, widened_floats
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
@@ -114,14 +114,18 @@ class _Search:
         for lengths in lengths_of(before):
             inputs = program_feeds(before, lengths, vocabulary=self.probe.vocabulary)
             given = {**weights, **inputs}
-            adapted, wanted = self._adapted(history, base, number, inputs, old.run(given))
+            outputs = old.run(given)
+            adapted, wanted = self._adapted(history, base, number, inputs, outputs)
             feeds = {**parameters, **adapted}
             breach = first_breach(self._allowed(base, number), wanted, new.run(feeds))
             if breach is None and rounding is not None:
-                unrounded = self._rounded(history, base, number, widened(self.values(before)))
+                exact_weights = self._rounded(
+                    history, base, number, widened_floats(self.values(before))
+                )
+                unrounded, _ = self._adapted(history, base, number, widened_floats(inputs), outputs)
                 breach = rounding.breach(
-                    {**unrounded, **inputs},
-                    feeds,
+                    {**exact_weights, **inputs},
+                    {**parameters, **unrounded},
                     lambda exact, inputs=inputs: self._adapted(
                         history, base, number, inputs, exact
                     )[1],

@@ -5,14 +5,16 @@ from functools import partial
 from math import prod
 
 from tvm import relax
-from tvm.ir import GlobalVar
+from tvm.ir import GlobalVar, Op
 
 from compiler.relax import AttributeValue, FusedConverter
+from targets.llvm.cache_writes import QUANTIZED_CACHE_UPDATE
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
 from targets.llvm.kernels.quantize_tokens import quantize_tokens
+from targets.llvm.kernels.quantized_cache_update import quantized_cache_update
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.silu_mul import silu_mul
 
@@ -31,6 +33,8 @@ def fused_converters(features: CpuFeatures) -> dict[str, FusedConverter]:
         "FusedRMSNorm": partial(_rms_norm, features=features),
         "FusedSiluMul": partial(_silu_mul, features=features),
         "QuantizedTokens": partial(_quantized_tokens, features=features),
+        QUANTIZED_CACHE_UPDATE: partial(_quantized_cache_update, features=features),
+        "WidenedCache": _widened_cache,
     }
 
 
@@ -41,8 +45,14 @@ def _cache_update(
     *,
     features: CpuFeatures,
 ) -> relax.Expr:
-    """CacheUpdate(cache, rows, past, valid): a function's parameter, written in place."""
+    """CacheUpdate(cache, rows, past, valid): a function's parameter, written in place.
+
+    Rows that a Cast narrows to the cache's type are taken before it: the kernel rounds alike.
+    """
     cache, rows, past, valid = (_bound(builder, value) for value in inputs)
+    rounded = _operands_of(builder, rows, "astype")
+    if rounded is not None and dtype_of(rounded[0]) == "float32":
+        rows = _bound(builder, rounded[0])
     context, heads, head_dim = static_shape(cache)
     kernel = cache_update(
         static_shape(rows)[0],
@@ -50,12 +60,68 @@ def _cache_update(
         head_dim=head_dim,
         context=context,
         cache_dtype=dtype_of(cache),
+        rows_dtype=dtype_of(rows),
         features=features,
     )
     name = add_kernel(builder, kernel, "cache_update")
     return relax.call_tir_inplace(
         name, [cache, rows, past, valid], inplace_indices=0, out_ty=tensor_type(cache)
     )
+
+
+def _quantized_cache_update(
+    builder: relax.BlockBuilder,
+    inputs: Sequence[relax.Expr],
+    _attributes: Attributes,
+    *,
+    features: CpuFeatures,
+) -> relax.Expr:
+    """QuantizedCacheUpdate(codes, scales, rows, past, valid): two parameters, written in place."""
+    codes, scales, rows, past, valid = (_bound(builder, value) for value in inputs)
+    context, heads, head_dim = static_shape(codes)
+    tokens = static_shape(rows)[0]
+    kernel = quantized_cache_update(
+        tokens, heads, head_dim=head_dim, context=context, features=features
+    )
+    return relax.call_tir_inplace(
+        add_kernel(builder, kernel, "quantized_cache_update"),
+        [codes, scales, rows, past, valid],
+        inplace_indices=[0, 1],
+        out_ty=[tensor_type(codes), tensor_type(scales)],
+    )
+
+
+def _widened_cache(
+    builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], _attributes: Attributes
+) -> relax.Expr:
+    """WidenedCache(codes, scales) by TVM's own operators, which `_stored` looks behind."""
+    codes, scales = (_bound(builder, value) for value in inputs)
+    return relax.op.multiply(builder.emit(relax.op.astype(codes, "float32")), scales)
+
+
+def _operands_of(
+    builder: relax.BlockBuilder, value: relax.Expr, operator: str
+) -> Sequence[relax.Expr] | None:
+    """What `value` is made of, where that operator of Relax makes it."""
+    made = builder.lookup_binding(value) if isinstance(value, relax.Var) else value
+    is_made = isinstance(made, relax.Call) and made.op == Op.get(f"relax.{operator}")
+    return list(made.args) if is_made and isinstance(made, relax.Call) else None
+
+
+def _stored(builder: relax.BlockBuilder, cache: relax.Expr) -> tuple[relax.Expr, ...]:
+    """A cache as it is stored: the tensor that is widened to `cache`, and int8's scales.
+
+    The kernel widens by itself, so that the widened cache is never made.
+    """
+    product = _operands_of(builder, cache, "multiply")
+    if product is not None:
+        codes = _operands_of(builder, product[0], "astype")
+        if codes is not None and dtype_of(codes[0]) == "int8":
+            return codes[0], product[1]
+    narrow = _operands_of(builder, cache, "astype")
+    if narrow is not None and dtype_of(narrow[0]) in ("float16", "bfloat16"):
+        return (narrow[0],)
+    return (cache,)
 
 
 def _attention(
@@ -67,6 +133,7 @@ def _attention(
 ) -> relax.Expr:
     """FusedAttention(q[1, H, T, d], keys, values, past, valid) -> [1, T, H * d]."""
     q, keys, values, past, valid = (_bound(builder, value) for value in inputs)
+    (keys, *k_scales), (values, *v_scales) = (_stored(builder, one) for one in (keys, values))
     _, heads, tokens, head_dim = static_shape(q)
     context, kv_heads, _ = static_shape(keys)
     scale, window = attributes["scale"], attributes["window"]
@@ -89,7 +156,7 @@ def _attention(
     out = builder.emit(
         relax.call_tir(
             name,
-            [rows, keys, values, past, valid],
+            [rows, keys, values, *k_scales, *v_scales, past, valid],
             out_ty=relax.TensorType([tokens, heads, head_dim], "float32"),
         )
     )

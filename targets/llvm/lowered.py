@@ -17,12 +17,12 @@ from compiler.contracts.errors import TargetError
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.taps import Observer, Tap
 from compiler.contracts.target_base import ProgramModel, WindowedRunner
-from compiler.contracts.weights import Weight, value
+from compiler.contracts.weights import DTYPES, Weight, value
 from compiler.numerics.program_taps import program_taps
 from compiler.numerics.tap_place import TapPlace
 from compiler.relax import import_tvm, relax_from_program
 from targets.llvm.features import CpuFeatures, llvm_target
-from targets.llvm.observing import memory_of
+from targets.llvm.observing import cache_name, memory_of
 
 if TYPE_CHECKING:
     import tvm_ffi
@@ -52,7 +52,7 @@ class LoweredRunner(WindowedRunner):
         stored = model.programs.stored_weights()
         self._params = {key: _parameter(model, weight) for key, weight in stored.items()}
         self._caches = {
-            spec.name: np.zeros([int(axis) for axis in spec.shape], np.dtype(spec.dtype))
+            spec.name: np.zeros([int(axis) for axis in spec.shape], DTYPES[spec.dtype])
             for spec in prefill.inputs()
             if spec.name in prefill.aliases.values()
         }
@@ -91,15 +91,19 @@ class LoweredRunner(WindowedRunner):
         self._observer = observer
 
     def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """As the caches hold them."""
+        """As attention reads them."""
         assert 0 <= start <= stop <= self.context, f"rows [{start}, {stop}) of {self.context}"
         keys, values = (
-            self._caches[f"past_key_values.{layer}.{kind}"][start:stop]
-            .reshape(stop - start, -1)
-            .astype(np.float32)
-            for kind in ("key", "value")
+            self._rows(cache_name(layer, kind), start, stop) for kind in ("key", "value")
         )
         return keys, values
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """float32 [stop - start, width] of one cache."""
+        rows = self._caches[name][start:stop].astype(np.float32)
+        scales = self._caches.get(f"{name}_scale")
+        wide = rows if scales is None else rows * scales[start:stop]
+        return wide.reshape(stop - start, -1)
 
     def close(self) -> None:
         """Release the graphs, the parameters and the caches."""

@@ -9,6 +9,7 @@ to a layer.
     rms_norm(x, weight, y)            x: embed, resid1, resid2    y: norm1, norm2, norm
     linear(x, weight, [bias,] y)      x: attn, act                y: q, k, v, o, gate, up, down
     cache_update(cache, rows, ..)     rows: k_rot
+    quantized_cache_update(codes, scales, rows, ..)     likewise
     attention(q, keys, values, ..)    q: q_rot, then keys and values, the rows that were written
 
 A product by TVM (an int8 weight, 16-bit arithmetic) shows the same where its result is the
@@ -30,6 +31,7 @@ import numpy as np
 
 from compiler.contracts.bundle import ModuleEntry
 from compiler.contracts.errors import TargetError
+from compiler.contracts.int8_scales import quantized_rows
 from compiler.contracts.taps import Observer, Tap
 from compiler.relax.lean import import_tvm_ffi
 
@@ -50,20 +52,22 @@ _LEFT = {
     "mlp.down_proj": "down",
 }
 _FINAL_NORM = "model.norm"
+# Where the attention kernel takes a cache; scales, where it has them, are two arguments on.
+_CACHED = {"keys": 1, "values": 2}
 _RESIDUALS = ("embed", "resid1", "resid2")
 # Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
 _OF_MODULE = re.compile(r"(rms_norm|linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*")
-_FLOATS = ("float32", "float16", "bfloat16")
+_SHOWN = ("float32", "float16", "bfloat16", "int8")
 
 
 def memory_of(tensor: "tvm_ffi.Tensor") -> np.ndarray:
     """The tensor's own memory as an array that can be written.
 
     Raises:
-        TargetError: Its dtype is no float of 32 or 16 bits.
+        TargetError: Its dtype is no float of 32 or 16 bits, nor int8.
     """
     dtype = str(tensor.dtype)
-    if dtype not in _FLOATS:
+    if dtype not in _SHOWN:
         raise TargetError(f"a value of dtype {dtype} cannot be shown as float32")
     if dtype != "bfloat16":
         return np.from_dlpack(tensor)
@@ -74,10 +78,18 @@ def memory_of(tensor: "tvm_ffi.Tensor") -> np.ndarray:
     return np.from_dlpack(as_integers).view(ml_dtypes.bfloat16)
 
 
-def cached_rows(cache: "tvm_ffi.Tensor", start: int, stop: int) -> np.ndarray:
-    """Positions [start, stop) of a cache [context, heads, head_dim], [stop - start, width]."""
+def cached_rows(
+    cache: "tvm_ffi.Tensor", start: int, stop: int, *, scales: "tvm_ffi.Tensor | None" = None
+) -> np.ndarray:
+    """Positions [start, stop) of a cache [context, heads, head_dim], [stop - start, width].
+
+    In the cache's own memory, but for int8, whose rows are made anew with `scales`.
+    """
     memory = memory_of(cache)
-    return memory.reshape(len(memory), -1)[start:stop]
+    if scales is None:
+        return memory.reshape(len(memory), -1)[start:stop]
+    wide = memory[start:stop].astype(np.float32) * memory_of(scales)[start:stop]
+    return wide.reshape(stop - start, -1)
 
 
 def cache_name(layer: int, kind: str) -> str:
@@ -189,9 +201,21 @@ class Instrument:
         self._note_reading(tensors)
         for tap, rows in self._inputs(kernel, tensors):
             is_replaced = self._show(tap, rows)
+            if is_replaced and tap.point in _CACHED:
+                self._put_back(rows, tensors[_CACHED[tap.point] :])
             is_added_later = tap.point in _RESIDUALS and tap != self._taken[_FINAL_NORM]
             if is_replaced and is_added_later:
                 self._unread = (tensors[0].data_ptr(), tap)
+
+    def _put_back(self, rows: np.ndarray, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        """Round replaced rows of an int8 cache into it; those of another were its own memory."""
+        codes, _, scales = tensors[:3]
+        if str(codes.dtype) != "int8":
+            return
+        written = slice(self._past, self._past + self._valid)
+        cache = memory_of(codes)
+        rounded = quantized_rows(rows.reshape(cache[written].shape))
+        cache[written], memory_of(scales)[written] = rounded
 
     def _after(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         module = self._module(kernel, tensors)
@@ -208,11 +232,15 @@ class Instrument:
         match kernel.rstrip("0123456789"), layers:
             case "cache_update", [int(layer), _]:
                 yield from self._by_token(Tap(layer, "k_rot"), tensors[1])
+            case "quantized_cache_update", [int(layer), _]:
+                yield from self._by_token(Tap(layer, "k_rot"), tensors[2])
             case "attention", [_, int(layer)]:
                 yield from self._by_token(Tap(layer, "q_rot"), tensors[0])
                 written = self._past, self._past + self._valid
-                yield Tap(layer, "keys"), cached_rows(tensors[1], *written)
-                yield Tap(layer, "values"), cached_rows(tensors[2], *written)
+                is_int8 = str(tensors[1].dtype) == "int8"
+                k_scales, v_scales = tensors[3:5] if is_int8 else (None, None)
+                yield Tap(layer, "keys"), cached_rows(tensors[1], *written, scales=k_scales)
+                yield Tap(layer, "values"), cached_rows(tensors[2], *written, scales=v_scales)
             case _:
                 module = self._module(kernel, tensors)
                 if module in self._taken:

@@ -105,11 +105,13 @@ class LLVMRunner(WindowedRunner):
             self._observed[phase] = instrument, machine["main"]
 
     def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """As the caches hold them."""
+        """As attention reads them."""
         assert 0 <= start <= stop <= self.context, f"rows [{start}, {stop}) of {self.context}"
         keys, values = (
-            cached_rows(self._caches[cache_name(layer, kind)], start, stop).astype(np.float32)
-            for kind in ("key", "value")
+            cached_rows(
+                self._caches[name], start, stop, scales=self._caches.get(f"{name}_scale")
+            ).astype(np.float32)
+            for name in (cache_name(layer, kind) for kind in ("key", "value"))
         )
         return keys, values
 
@@ -139,7 +141,9 @@ class LLVMRunner(WindowedRunner):
             if spec.name not in entry.aliases.values():
                 continue
             shape = tuple(int(axis) for axis in spec.shape)
-            caches[spec.name] = self._tensor(_aligned_zeros(shape, np.dtype(spec.dtype)))
+            is_bfloat16 = spec.dtype == "bfloat16"
+            zeros = _aligned_zeros(shape, np.dtype(np.uint16 if is_bfloat16 else spec.dtype))
+            caches[spec.name] = self._tensor(zeros, "bfloat16" if is_bfloat16 else None)
         return caches
 
 

@@ -1,7 +1,8 @@
 """Both phases of a model on onnxruntime, unoptimised and on one thread, with one KV cache.
 
 The programs may have the traced signature, that of fold-mask, or that of plan-kv-cache; caches are
-held as the programs take them: [1, K, past, d] of what is filled, or [C, K, d].
+held as the programs take them: [1, K, past, d] of what is filled, or [C, K, d] in 32 or 16 bits, or
+in int8 with scales [C, K, 1] beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from compiler.contracts.errors import PassError, TargetError
 from compiler.contracts.program import Phase, Program, TensorSpec
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import ProgramModel, WindowedRunner
+from compiler.contracts.weights import DTYPES
 from compiler.numerics.measured_pass import ParameterValues
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.segments import SegmentedRun
@@ -73,8 +75,12 @@ class OnnxRuntimeRunner(WindowedRunner):
             past=past,
             valid=valid,
         )
+        # bfloat16 comes out in float32, and goes in as what it is.
         self._caches = {
-            name: self._cut(name, found[_present(name)], past + valid) for name in caches
+            name: self._cut(name, found[_present(name)], past + valid).astype(
+                cache.dtype, copy=False
+            )
+            for name, cache in caches.items()
         }
         # Where the slice was left out, padding has rows, too.
         return found["logits"].reshape(-1, self.vocabulary)[:valid].astype(np.float32)
@@ -84,19 +90,24 @@ class OnnxRuntimeRunner(WindowedRunner):
         self._observer = observer
 
     def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values as the programs hold them; a growing cache holds what was read."""
+        """Keys and values as attention reads them; a growing cache holds what was read."""
         assert 0 <= start <= stop <= self.length, f"rows {start}:{stop} of {self.length}"
         names = [f"{_CACHE_PREFIX}{layer}.{kind}" for kind in ("key", "value")]
         held = self._caches[names[0]].shape[self._token_axis[names[0]]]
         if stop > held:
             raise TargetError(f"the cache of layer {layer} holds {held} positions, not {stop}")
-        keys, values = (
-            np.moveaxis(self._caches[name], self._token_axis[name], 0)[start:stop]
-            .reshape(stop - start, -1)
-            .astype(np.float32)
-            for name in names
-        )
+        keys, values = (self._rows(name, start, stop) for name in names)
         return keys, values
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """float32 [stop - start, width] of one cache."""
+        rows, scales = (
+            np.moveaxis(self._caches[one], self._token_axis[one], 0)[start:stop].astype(np.float32)
+            if one in self._caches
+            else np.float32(1)
+            for one in (name, f"{name}_scale")
+        )
+        return (rows * scales).reshape(stop - start, -1)
 
     def close(self) -> None:
         """Release the sessions, the parameters and the caches."""
@@ -158,7 +169,7 @@ def _cache_specs(program: Program) -> Sequence[TensorSpec]:
 
 def _empty(spec: TensorSpec) -> np.ndarray:
     """Nothing cached: no positions where they are counted, zeros where all are there."""
-    return np.zeros([0 if isinstance(n, str) else n for n in spec.shape], np.dtype(spec.dtype))
+    return np.zeros([0 if isinstance(n, str) else n for n in spec.shape], DTYPES[spec.dtype])
 
 
 def _present(cache: str) -> str:

@@ -44,6 +44,7 @@ PASSES: dict[str, dict[str, str]] = {
     "fuse-silu-mul": {},
     "cast-dtype": {"dtype": "float16"},
     "annotate-int8-qdq": {},
+    "store-kv-cache": {"dtype": "int8"},
     "store-weights": {"dtype": "float16"},
     "eliminate-dead": {},
 }

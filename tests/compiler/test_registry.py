@@ -84,6 +84,7 @@ def test_the_built_in_names():
         "plan-kv-cache",
         "restore-transpose",
         "state-reshapes",
+        "store-kv-cache",
         "store-weights",
         "widen-angles",
     )

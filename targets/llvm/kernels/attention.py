@@ -5,6 +5,10 @@ rescale what they have so far. The online softmax is Milakov and Gimelshein's
 (https://arxiv.org/abs/1805.02867), its blocks are FlashAttention's
 (https://arxiv.org/abs/2205.14135), and one token's keys are split over the threads as in
 Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
+
+A cache of 16 bits or int8 is widened in registers or a block of 64 keys at a time: nothing as long
+as the cache is made of it. One token multiplies scores by the keys' scales and weights by the
+values' instead of each entry; many tokens share the entries of a block, which are scaled once.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -49,23 +53,27 @@ def attention(
         context: Rows of the caches; past_length + valid_length may not exceed it.
         window: Keys that a row sees at most, itself included; 0 is all.
         scale: Factor on the scores.
-        cache_dtype: float32, bfloat16 or float16; arithmetic is fp32.
+        cache_dtype: float32, bfloat16, float16 or int8; arithmetic is fp32.
         features: What the code may use.
 
     Returns:
         A scheduled function of q [tokens, heads, head_dim] fp32, k_cache and v_cache
-        [context, kv_heads, head_dim], past_length [1] int64, valid_length [1] int64,
-        out [tokens, heads, head_dim] fp32.
+        [context, kv_heads, head_dim], of int8 caches k_scales and v_scales [context, kv_heads, 1]
+        fp32, past_length [1] int64, valid_length [1] int64, out [tokens, heads, head_dim] fp32.
     """
     assert heads % kv_heads == 0, f"{heads} heads do not divide over {kv_heads} kv heads"
     shape = AttentionShape(tokens, heads, kv_heads, head_dim, context, window, scale)
-    cache = (context, kv_heads, head_dim)
+    cache, scales = (context, kv_heads, head_dim), (context, kv_heads, 1)
+    has_scales = cache_dtype == "int8"
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("attention")
+        # Keyword arguments are evaluated, and so become parameters, in this order.
         operands = Operands(
             q=T.arg("q", T.buffer((tokens, heads, head_dim), "float32")),
             k_cache=T.arg("k_cache", T.buffer(cache, cache_dtype)),
             v_cache=T.arg("v_cache", T.buffer(cache, cache_dtype)),
+            k_scales=T.arg("k_scales", T.buffer(scales, "float32")) if has_scales else None,
+            v_scales=T.arg("v_scales", T.buffer(scales, "float32")) if has_scales else None,
             past_length=T.arg("past_length", T.buffer((1,), "int64")),
             valid_length=T.arg("valid_length", T.buffer((1,), "int64")),
             out=T.arg("out", T.buffer((tokens, heads, head_dim), "float32")),

@@ -36,3 +36,6 @@ class Operands:
     past_length: Buffer
     valid_length: Buffer
     out: Buffer
+    # Of int8 caches, [context, kv_heads, 1].
+    k_scales: Buffer | None = None
+    v_scales: Buffer | None = None

@@ -6,12 +6,12 @@
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import PrimFunc
+from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.kernel_function import begin, finished
-from targets.llvm.kernels.vector_math import chunks, load, narrow, store
+from targets.llvm.kernels.vector_math import chunks, load, narrow, slice_of, store
 
 
 def cache_update(
@@ -21,6 +21,7 @@ def cache_update(
     head_dim: int,
     context: int,
     cache_dtype: str,
+    rows_dtype: str = "float32",
     features: CpuFeatures,
 ) -> PrimFunc:
     """Build cache[past_length + i] = rows[i] for i < valid_length.
@@ -31,27 +32,38 @@ def cache_update(
         head_dim: Elements of one head.
         context: Rows of the cache; a row that would fall outside is not written.
         cache_dtype: float32, bfloat16 or float16; rounded to nearest, ties to even.
+        rows_dtype: float32, or the cache's dtype, whatever it is: then rows are copied.
         features: What the code may use.
 
     Returns:
         A scheduled function of cache [context, kv_heads, head_dim], written **in place**, rows
-        [tokens, kv_heads, head_dim] fp32, past_length [1] int64, valid_length [1] int64. For
+        [tokens, kv_heads, head_dim], past_length [1] int64, valid_length [1] int64. For
         `relax.call_tir_inplace` the cache is argument 0: `inplace_indices=[0]`.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("cache_update")
         cache = T.arg("cache", T.buffer((context, kv_heads, head_dim), cache_dtype))
-        rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), "float32"))
+        rows = T.arg("rows", T.buffer((tokens, kv_heads, head_dim), rows_dtype))
         past_length = T.arg("past_length", T.buffer((1,), "int64"))
         valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
-        first = T.Bind(T.max(past_length[0], _int64(0)))
-        valid = T.min(valid_length[0], _int64(tokens))
-        count = T.Bind(T.max(T.min(valid, _int64(context) - first), _int64(0)))
+        first, count = writable(past_length, valid_length, tokens=tokens, context=context)
         with T.serial(count) as i, T.serial(_int64(kv_heads)) as head:
             for d, width in chunks(head_dim, features.lanes):
-                value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
+                if rows_dtype == cache_dtype:
+                    value = rows[i, head, slice_of(d, width)]
+                else:
+                    value = narrow(load(rows, (i, head, d), width), cache_dtype, lanes=width)
                 store(cache, (first + i, head, d), value, lanes=width)
     return finished(builder)
+
+
+def writable(
+    past_length: Buffer, valid_length: Buffer, *, tokens: int, context: int
+) -> tuple[Expr, Expr]:
+    """Emit the cache's row that the first one goes to, and how many are written."""
+    first = T.Bind(T.max(past_length[0], _int64(0)))
+    valid = T.min(valid_length[0], _int64(tokens))
+    return first, T.Bind(T.max(T.min(valid, _int64(context) - first), _int64(0)))
 
 
 def _int64(value: int) -> Expr:

@@ -96,6 +96,7 @@ def _attend(
     scores = T.alloc_buffer((shape.group, _KEYS), "float32")
     rescale = T.alloc_buffer((shape.group,), "float32")
     totals = T.alloc_buffer((shape.group, lanes), "float32")
+    factors = _Factors(operands, at[0]) if operands.k_cache.dtype == "int8" else None
     with T.serial(shape.group) as g:
         T.buffer_store(plan.largest, splat(FLOAT32_LOWEST, 1), [*at, g])
         store(totals, (g, 0), splat(0.0, lanes), lanes=lanes)
@@ -105,14 +106,48 @@ def _attend(
         key = T.Bind(first + step * _KEYS)
         count = T.Bind(T.min(last - key, _KEYS))
         _score(operands.k_cache, plan, at[0], key=key, count=count, queries=queries, scores=scores)
+        if factors is not None:
+            factors.gather(key, count)
         with T.serial(shape.group) as g:
-            _softmax(plan, (*at, g), count=count, scores=scores, rescale=rescale, totals=totals)
+            _softmax(
+                plan,
+                (*at, g),
+                count=count,
+                scores=scores,
+                rescale=rescale,
+                totals=totals,
+                factors=factors,
+            )
         _accumulate(
             operands.v_cache, plan, at, key=key, count=count, scores=scores, rescale=rescale
         )
     with T.serial(shape.group) as g:
         total = horizontal_sums([T.Bind(load(totals, (g, 0), lanes))], lanes)
         T.buffer_store(plan.total, total, [*at, g])
+
+
+class _Factors:
+    """The scales of a block of an int8 cache's keys and values, side by side.
+
+    Attributes:
+        of_keys: [_KEYS]; behind the block's last key they hold anything.
+        of_values: Likewise.
+    """
+
+    def __init__(self, operands: Operands, head: Expr) -> None:
+        """Emit the scratch."""
+        self._operands, self._head = operands, head
+        self.of_keys = T.alloc_buffer((_KEYS,), "float32")
+        self.of_values = T.alloc_buffer((_KEYS,), "float32")
+
+    def gather(self, key: Expr, count: Expr) -> None:
+        """Emit the scales of keys [key, key + count)."""
+        k_scales, v_scales = self._operands.k_scales, self._operands.v_scales
+        assert k_scales is not None, "an int8 cache has scales"
+        assert v_scales is not None, "an int8 cache has scales"
+        with T.serial(count) as j:
+            T.buffer_store(self.of_keys, k_scales[key + j, self._head, 0], [j])
+            T.buffer_store(self.of_values, v_scales[key + j, self._head, 0], [j])
 
 
 def _scaled_queries(operands: Operands, plan: _Plan, head: Expr) -> Buffer:
@@ -168,15 +203,22 @@ def _softmax(
     scores: Buffer,
     rescale: Buffer,
     totals: Buffer,
+    factors: "_Factors | None",
 ) -> None:
-    """Emit scores[g] -> exp(scores[g] - largest so far) and the factor for what was summed."""
+    """Emit scores[g] -> exp(scores[g] - largest so far) and the factor for what was summed.
+
+    Of int8 caches, scores are of the keys' codes, and what is left is for the values' codes.
+    """
     lanes, g = plan.lanes, at[2]
     steps = (count + (lanes - 1)) // lanes
     largest = register(lanes, value=splat(FLOAT32_LOWEST, lanes))
     with T.serial(steps) as step:
         j = step * lanes
         is_key = (j if lanes == 1 else tirx.Ramp(j, 1, lanes)) < _whole(count, lanes)
-        score = T.Bind(T.Select(is_key, load(scores, (g, j), lanes), splat(-math.inf, lanes)))
+        score = load(scores, (g, j), lanes)
+        if factors is not None:
+            score = score * load(factors.of_keys, (j,), lanes)
+        score = T.Bind(T.Select(is_key, score, splat(-math.inf, lanes)))
         store(scores, (g, j), score, lanes=lanes)
         assign(largest, T.max(value_of(largest), score))
     before = T.Bind(plan.largest[at])
@@ -188,8 +230,10 @@ def _softmax(
     with T.serial(steps) as step:
         j = step * lanes
         weight = exp(T.Bind(load(scores, (g, j), lanes) - splat(after, lanes)), lanes)
-        store(scores, (g, j), weight, lanes=lanes)
         assign(total, value_of(total) + weight)
+        if factors is not None:
+            weight = weight * load(factors.of_values, (j,), lanes)
+        store(scores, (g, j), weight, lanes=lanes)
     store(totals, (g, 0), value_of(total), lanes=lanes)
 
 

@@ -3,7 +3,8 @@
 The rows of a kv head are its queries, (token, head of the group) in this order, cut into blocks of
 a few vectors. A block walks over the keys in blocks: scores [keys][rows] by the outer-product tile
 over head_dim, an online softmax down the columns, and out [head_dim][rows] by the same tile over
-the keys. K and V are widened to fp32 a block at a time, in L1, and serve the whole group.
+the keys. K and V are widened to fp32 (int8 by its scale) a block at a time, in L1, and serve the
+whole group.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -87,10 +88,10 @@ class _QueryBlock:
         with T.serial((keys + (_KEYS - 1)) // _KEYS) as step:
             key = begin + step * _KEYS
             count = T.Bind(T.min(end - key, _KEYS))
-            self._widen(self.operands.k_cache, key, count)
+            self._widen(self.operands.k_cache, self.operands.k_scales, key, count)
             self._score(key, count)
             self._softmax(count)
-            self._widen(self.operands.v_cache, key, count)
+            self._widen(self.operands.v_cache, self.operands.v_scales, key, count)
             self._accumulate(count)
         self._store()
 
@@ -141,13 +142,16 @@ class _QueryBlock:
             for m in range(self.tile.vectors):
                 store(self.sums, (d, m * lanes), splat(0.0, lanes), lanes=lanes)
 
-    def _widen(self, cache: Buffer, key: Expr, count: Expr) -> None:
+    def _widen(self, cache: Buffer, scales: Buffer | None, key: Expr, count: Expr) -> None:
         """Emit panel[j, d] = fp32(cache[key + j, head, d]), up to whole tiles of keys."""
         columns = self.tile.columns
         with T.serial((count + (columns - 1)) // columns * columns) as j:
             row = T.min(key + j, self.shape.context - 1)
+            factor = None if scales is None else T.Bind(scales[row, self.head, 0])
             for d, width in chunks(self.shape.head_dim, self.tile.lanes):
-                store(self.panel, (j, d), load(cache, (row, self.head, d), width), lanes=width)
+                value = load(cache, (row, self.head, d), width)
+                wide = value if factor is None else value * splat(factor, width)
+                store(self.panel, (j, d), wide, lanes=width)
 
     def _score(self, key: Expr, count: Expr) -> None:
         """Emit scores[j, row] = q . k, or -inf where the row may not see the key."""

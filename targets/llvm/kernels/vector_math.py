@@ -67,7 +67,7 @@ def slice_of(start: Expr | int, lanes: int) -> Expr | int:
 
 
 def load(buffer: Buffer, indices: Sequence[Expr | int], lanes: int) -> Expr:
-    """`lanes` neighbouring elements as fp32; 16 bits and int8 are widened in registers."""
+    """`lanes` neighbouring elements as fp32; bf16, fp16 and int8 are widened in registers."""
     value = buffer[(*indices[:-1], slice_of(indices[-1], lanes))]
     if buffer.dtype == "float32":
         return value

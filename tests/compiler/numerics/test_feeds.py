@@ -9,6 +9,7 @@ from compiler.numerics.feeds import PAD_TOKEN, Lengths, lengths_of, program_feed
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.plan_kv_cache import PlanKVCache
+from passes.store_kv_cache import CacheDtype, StoreKVCache
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,25 @@ def test_the_signature_after_each_change_of_it(traced_models: TracedModels, phas
     cache = made["past_key_values.0.key"]
     assert (cache[lengths.past :] == 0).all()
     assert (cache[: lengths.past] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_caches_that_are_stored_narrowly(traced_models: TracedModels, dtype: CacheDtype):
+    program = traced_models.programs("gqa").programs["decode"]
+    for one in (FoldMask(), PlanKVCache(), StoreKVCache(dtype)):
+        one.run(program)
+    made = program_feeds(program, Lengths(5, 1), vocabulary=VOCABULARY)
+    assert {n: a.dtype.name for n, a in made.items()} == {
+        spec.name: spec.dtype for spec in program.inputs()
+    }
+    cache = made["past_key_values.0.key"]
+    assert not cache[5:].any()
+    assert len(np.unique(cache[:5])) > 10
+    if dtype == "int8":
+        scales = made["past_key_values.0.key_scale"]
+        assert scales.shape == (*cache.shape[:2], 1)
+        assert (scales[:5] > 0).all()
+        assert not scales[5:].any()
 
 
 def test_padding_is_on_the_right_and_seeds_decide(traced_models: TracedModels):

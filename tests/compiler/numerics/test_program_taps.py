@@ -131,7 +131,16 @@ def test_passes_keep_the_taps(traced_models: TracedModels, name: str, point: str
             np.testing.assert_allclose(rows, wanted[tap], rtol=0, atol=1e-5, err_msg=str(tap))
 
 
-@pytest.mark.parametrize(("point", "atol"), [("int8", 0.2), ("float16", 0.03), ("bfloat16", 0.3)])
+@pytest.mark.parametrize(
+    ("point", "atol"),
+    [
+        ("int8", 0.2),
+        ("float16", 0.03),
+        ("bfloat16", 0.3),
+        ("int8 cache", 0.1),
+        ("bfloat16 cache", 0.1),
+    ],
+)
 def test_narrow_programs_show_every_tap_in_float32(
     traced_models: TracedModels, point: str, atol: float
 ):
@@ -144,6 +153,24 @@ def test_narrow_programs_show_every_tap_in_float32(
         assert rows.dtype == np.float32
         np.testing.assert_allclose(rows, wanted[tap], rtol=0, atol=atol, err_msg=str(tap))
     assert any((rows != wanted[tap]).any() for tap, rows in found.items())
+
+
+@pytest.mark.parametrize("point", ["int8 cache", "int8 cache, unfused", "bfloat16 cache"])
+def test_a_narrow_cache_shows_rows_before_rounding_and_as_attention_reads_them(
+    traced_models: TracedModels, point: str
+):
+    before, after = (
+        OnnxRuntimeRunner(staged(traced_models, "gqa", POINTS[p])) for p in ("trace", point)
+    )
+    (_, wanted), (_, found) = observed(before, TOKENS), observed(after, TOKENS)
+    for name in ("q_rot", "k_rot"):
+        np.testing.assert_allclose(found[Tap(0, name)], wanted[Tap(0, name)], rtol=0, atol=1e-5)
+    for name in ("keys", "values"):
+        off = np.abs(found[Tap(0, name)] - wanted[Tap(0, name)])
+        # Half a step of the row's largest entry; gqa has one key head.
+        step = np.abs(wanted[Tap(0, name)]).max(axis=-1, keepdims=True) / 254
+        assert (off <= (step if "int8" in point else 2.0**-8) * 1.001).all()
+        assert off.max() > 1e-4
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

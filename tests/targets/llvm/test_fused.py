@@ -20,7 +20,9 @@ def test_the_operators_that_it_takes():
         "FusedAttention",
         "FusedRMSNorm",
         "FusedSiluMul",
+        "QuantizedCacheUpdate",
         "QuantizedTokens",
+        "WidenedCache",
     ]
 
 

@@ -85,7 +85,7 @@ def test_reading_rows_equals_extending(traced_models: TracedModels, point: str):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("point", ["trace", "fold-mask", "llvm"])
+@pytest.mark.parametrize("point", ["trace", "fold-mask", "llvm", "int8 cache", "bfloat16 cache"])
 def test_what_is_rewound_is_forgotten(traced_models: TracedModels, point: str):
     runner, fresh = (opened(traced_models, "gqa", POINTS[point]) for _ in range(2))
     runner.extend(TOKENS[:20])
@@ -101,7 +101,7 @@ def test_what_is_rewound_is_forgotten(traced_models: TracedModels, point: str):
         assert runner.length == length + 3
 
 
-@pytest.mark.parametrize("point", ["trace", "llvm"])
+@pytest.mark.parametrize("point", ["trace", "llvm", "int8 cache", "bfloat16 cache"])
 def test_cache_rows_are_what_attention_reads(traced_models: TracedModels, point: str):
     runner = opened(traced_models, "qwen3", POINTS[point])
     _, first = observed(runner, TOKENS[:10])
@@ -115,7 +115,7 @@ def test_cache_rows_are_what_attention_reads(traced_models: TracedModels, point:
     assert not np.isnan(runner.cache_rows(0, 0, 11)).any()
 
 
-@pytest.mark.parametrize("point", ["trace", "llvm", "bfloat16"])
+@pytest.mark.parametrize("point", ["trace", "llvm", "bfloat16", "int8 cache", "bfloat16 cache"])
 def test_watching_changes_no_logit(traced_models: TracedModels, point: str):
     """Over windows and single tokens, watched or not, from one call to the next."""
     runner, watched = (opened(traced_models, "gqa", POINTS[point]) for _ in range(2))

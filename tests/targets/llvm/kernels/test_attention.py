@@ -62,14 +62,15 @@ def _reference(q, k_cache, v_cache, *, past, valid, scale, window=0):
     return out
 
 
-def _run(execute, features, q, k_cache, v_cache, *, past, valid, scale, dtype, window=0):
+def _run(execute, features, q, *caches, past, valid, scale, dtype, window=0):
+    """`caches` as the kernel takes them: keys, values, and of int8 the scales of both."""
     tokens, heads, head_dim = q.shape
     func = attention(
         tokens,
         heads,
-        kv_heads=k_cache.shape[1],
+        kv_heads=caches[0].shape[1],
         head_dim=head_dim,
-        context=k_cache.shape[0],
+        context=caches[0].shape[0],
         window=window,
         scale=scale,
         cache_dtype=dtype,
@@ -77,7 +78,7 @@ def _run(execute, features, q, k_cache, v_cache, *, past, valid, scale, dtype, w
     )
     lengths = [np.array([past]), np.array([valid])]
     out = np.full(q.shape, np.nan, np.float32)
-    return execute(func, [q, k_cache, v_cache, *lengths, out])[-1]
+    return execute(func, [q, *caches, *lengths, out])[-1]
 
 
 # Each shape with one dtype in turn, and the two forms with all of them.
@@ -125,6 +126,48 @@ def test_a_window_matches_float64(
     # Padding past the window's edge sees nothing.
     for row in range(valid + window - 1, tokens):
         np.testing.assert_array_equal(got[row], 0.0)
+
+
+# (tokens, heads, kv_heads, head_dim, context, past_length, valid_length, window): groups of 1, 3
+# and 7, a first and a last row, padding, and windows within a block and over several.
+_INT8 = [
+    *(
+        (1, 2 * group, 2, head_dim, 200, 199, 1, 0)
+        for head_dim in (20, 64, 128)
+        for group in (1, 3, 7)
+    ),
+    *(
+        (19, 2 * group, 2, head_dim, 200, 130, 11, 0)
+        for head_dim in (20, 64, 128)
+        for group in (1, 3, 7)
+    ),
+    (1, 6, 2, 64, 200, 0, 1, 0),
+    (1, 6, 2, 20, 200, 150, 1, 33),
+    (1, 6, 2, 20, 200, 150, 1, 129),
+    (1, 3, 3, 7, 32, 5, 0, 0),
+    (19, 6, 2, 20, 200, 181, 19, 70),
+    (19, 14, 2, 64, 200, 100, 5, 7),
+]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "context", "past", "valid", "window"), _INT8
+)
+def test_int8_caches_match_float64(
+    features, execute, rng, tokens, heads, kv_heads, head_dim, context, past, valid, window
+):
+    q = rng.standard_normal((tokens, heads, head_dim), dtype=np.float32) * 3
+    codes = rng.integers(-127, 128, (2, context, kv_heads, head_dim)).astype(np.int8)
+    # Scales of neighbouring keys and heads differ by far more than the tolerance.
+    scales = rng.uniform(0.2, 2.0, (2, context, kv_heads, 1)).astype(np.float32) / 127
+    wide = codes.astype(np.float64) * scales
+    scales[:, past + valid :] = np.nan  # what was never written may hold anything
+    lengths = {"past": past, "valid": valid, "scale": head_dim**-0.5, "window": window}
+
+    got = _run(execute, features, q, *codes, *scales, dtype="int8", **lengths)
+
+    expected = _reference(q, *wide, **lengths)
+    assert np.max(np.abs(got - expected)) <= _TOLERANCE
 
 
 @pytest.mark.parametrize("tokens", [1, 33])
