@@ -64,6 +64,12 @@ class CheckpointError(CompilerError):
     default_code = "checkpoint"
 
 
+class DatasetError(CompilerError):
+    """Calibration data is missing, damaged, of another form, or less than is asked for."""
+
+    default_code = "dataset"
+
+
 class TraceError(CompilerError):
     """The model could not be traced to a graph."""
 
