@@ -62,6 +62,7 @@ class BundleDraft:
     tools: Mapping[str, str] = field(default_factory=dict)
     snapshots: Mapping[str, bytes | Path] = field(default_factory=dict)
     merge_params: bool = True
+    quantization: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

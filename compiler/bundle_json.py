@@ -113,7 +113,9 @@ class _Reader:
         self._where = where
 
     def manifest(self, tree: object) -> Manifest:
-        fields = self.fields(tree, Manifest.__dataclass_fields__, at="manifest")
+        # Bundles that were written before the key was say nothing of it.
+        whole = {"quantization": {}, **self.tree(tree, at="manifest")}
+        fields = self.fields(whole, Manifest.__dataclass_fields__, at="manifest")
         files = self.mapping(fields["files"], self.sha256, at="files")
         sizes = self.mapping(fields["sizes"], self.count, at="sizes")
         for name in sorted({*files, *sizes}):
@@ -136,6 +138,7 @@ class _Reader:
             tools=self.mapping(fields["tools"], self.text, at="tools"),
             files=files,
             sizes=sizes,
+            quantization=self.tree(fields["quantization"], at="quantization"),
         )
 
     def module(self, tree: object, *, at: str) -> ModuleEntry:

@@ -8,7 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.program import FUSED_DOMAIN, Program, quiet_graphsurgeon
-from compiler.contracts.weights import concat, transpose
+from compiler.contracts.weights import Weight, concat, transpose
 
 quiet_graphsurgeon()
 
@@ -152,6 +152,12 @@ def module_of(node: gs.Node) -> str:
     of them would clash.
     """
     return node.name.rpartition("/")[0] or node.name
+
+
+def is_scale(weight: Weight) -> bool:
+    """Whether it holds scales of an int8 weight, joined or not."""
+    is_joined = weight.op in ("concat", "file")
+    return weight.op == "scale" or (is_joined and is_scale(weight.operands[0]))
 
 
 # -- linears that read one tensor, and one product in their place

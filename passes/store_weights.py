@@ -2,8 +2,6 @@
 
     MatMul(x, W[in, out])   ->  MatMul(x, Transpose(Cast(W[out, in])))
     Gather(E[V, H], ids)    ->  Cast(Gather(E[V, H], ids))
-    MatMul(x, DequantizeLinear(Wq[in, out], scale, axis 1))
-                            ->  MatMul(x, Transpose(DequantizeLinear(Wq[out, in], scale, axis 0)))
 
 A linear's rows are then contiguous for one output, an embedding and the head tied to it are the
 same bytes, and packaging copies instead of transposing. Vectors (norms, biases) stay float32. What
@@ -23,12 +21,19 @@ import onnx_graphsurgeon as gs
 from compiler.contracts.pass_base import Arrays, Contract, Pass, PassReport, Skip
 from compiler.contracts.program import Program, tidy
 from compiler.contracts.weights import DTYPES, Weight, cast, transpose
-from passes._match import add_node, module_of, replace_uses
+from passes._match import add_node, is_scale, module_of, replace_uses
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 _ONNX = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
 # Their matrix lies as the checkpoint's already.
-_AS_STORED = ("Gather", "Cast", "Transpose", "DequantizeLinear", "QuantizedLinearPerChannel")
+_AS_STORED = (
+    "Gather",
+    "Cast",
+    "Transpose",
+    "Reshape",
+    "DequantizeLinear",
+    "QuantizedLinearPerChannel",
+)
 
 
 def _set_storage(program: Program, parameter: gs.Tensor, weight: Weight) -> None:
@@ -59,15 +64,6 @@ def _store_linear(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: 
     replace_uses(program.graph, parameter, turned, readers=[node])
 
 
-def _store_quantized(program: Program, parameter: gs.Tensor, node: gs.Node) -> None:
-    wide = node.outputs[0]
-    readers = list(wide.outputs)
-    _set_storage(program, parameter, transpose(program.weights[parameter.name]))
-    node.attrs["axis"] = 0
-    turned = _transposed(program, module_of(node), wide)
-    replace_uses(program.graph, wide, turned, readers=readers)
-
-
 def _store_table(program: Program, parameter: gs.Tensor, node: gs.Node, dtype: str) -> None:
     _set_storage(program, parameter, cast(program.weights[parameter.name], dtype))
     rows, readers = node.outputs[0], list(node.outputs[0].outputs)
@@ -81,7 +77,7 @@ def store_weights(program: Program, dtype: str) -> PassReport:
     skips: list[Skip] = []
     for parameter in list(program.graph.inputs):
         weight = program.weights.get(parameter.name)
-        if weight is None or len(weight.shape) != 2:
+        if weight is None or len(weight.shape) != 2 or is_scale(weight):
             continue
         node = parameter.outputs[0]
         if len(parameter.outputs) != 1:
@@ -89,9 +85,6 @@ def store_weights(program: Program, dtype: str) -> PassReport:
             skips.append(Skip(parameter.name, f"it is read by {readers}, expected one node"))
         elif node.op == "MatMul" and node.inputs[1] is parameter:
             _store_linear(program, parameter, node, dtype)
-            rewrites.append(node.name)
-        elif node.op == "DequantizeLinear" and node.attrs.get("axis", 1) == 1:
-            _store_quantized(program, parameter, node)
             rewrites.append(node.name)
         elif node.op == "Gather" and node.inputs[0] is parameter and weight.dtype == "float32":
             if dtype != "float32":

@@ -83,16 +83,24 @@ class BuildConfig:
     @property
     def pass_list(self) -> tuple[PassSpec, ...]:
         """The YAML's list, or the default one, before `passes` and the target change it."""
-        listed = self.passes.order
-        if listed is None:
-            listed = default_passes(
-                is_exported=self.frontend.type == "onnx",
-                insert_slice=self.frontend.model_kwargs.insert_slice,
-                place=str(self.path),
-            )
-        named = {spec.name for spec in listed}
+        return (*self._listed, *self.quantizers)
+
+    @property
+    def quantizers(self) -> tuple[PassSpec, ...]:
+        """Those at the end of `pass_list` that `frontend.quantize` adds; a list may name others."""
+        named = {spec.name for spec in self._listed}
         added = quantize_passes(self.frontend.quantize, place=self.place("frontend.quantize"))
-        return (*listed, *(spec for spec in added if spec.name not in named))
+        return tuple(spec for spec in added if spec.name not in named)
+
+    @property
+    def _listed(self) -> tuple[PassSpec, ...]:
+        if self.passes.order is not None:
+            return self.passes.order
+        return default_passes(
+            is_exported=self.frontend.type == "onnx",
+            insert_slice=self.frontend.model_kwargs.insert_slice,
+            place=str(self.path),
+        )
 
     @property
     def checkpoint(self) -> str:

@@ -171,6 +171,8 @@ def _bad_value(details: ErrorDetails) -> tuple[str, str | None, str]:
             return f"{kind_of(value)} is not one of {', '.join(choices)}", hint, "bad-value"
         case "greater_than_equal":
             return f"{value} is less than {context['ge']}", f"at least {context['ge']}", "bad-value"
+        case "greater_than":
+            return f"{value} is not more than {context['gt']}", "write a larger one", "bad-value"
         case "less_than_equal":
             return f"{value} is more than {context['le']}", f"at most {context['le']}", "bad-value"
         case "string_too_short":

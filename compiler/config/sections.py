@@ -24,6 +24,7 @@ FrontendType: TypeAlias = Literal["huggingface", "onnx", "pytorch"]
 LENGTH_MULTIPLE = 16
 
 _PYPI = re.compile(r"pypi:[A-Za-z0-9][\w.-]*==[\w.!+-]+#.+")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _FOLDER_NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -90,6 +91,15 @@ def _option(value: object) -> object:
     raise PydanticCustomError(
         "wrong_type", "expected a scalar or a list of texts, got {kind}", {"kind": _kind(value)}
     )
+
+
+def _device(text: str) -> str:
+    if not _DEVICE.fullmatch(text):
+        hint = "write cpu, cuda, or cuda:1 for the second"
+        raise PydanticCustomError(
+            "bad_value", "{text} names no device", {"text": repr(text), "hint": hint}
+        )
+    return text
 
 
 def _text_list(value: object) -> object:
@@ -198,7 +208,7 @@ class Quantize(Section):
     """
 
     type: QuantizeName
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     calib_args: CalibrationArguments = CalibrationArguments()
     include: TextList = ()
     exclude: TextList = ()

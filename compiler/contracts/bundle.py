@@ -10,7 +10,7 @@ Writing is `compiler.stages.package`, opening and verifying `compiler.stages.ope
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compiler.contracts.program import LogitsOf, Phase, TensorSpec
@@ -66,6 +66,8 @@ class Manifest:
         vocabulary: Number of logits.
         modules: Compiled phases.
         passes: The pass records: name, phase, rewrites, skips.
+        quantization: By phase, how weights, activations and the cache are rounded, as
+            `frontend.quantize` asks for it; empty where it asks for nothing.
         tools: Versions of what built it.
         files: Relative path -> sha256 of every other file in the bundle.
         sizes: Relative path -> bytes.
@@ -84,6 +86,7 @@ class Manifest:
     tools: Mapping[str, str]
     files: Mapping[str, str]
     sizes: Mapping[str, int]
+    quantization: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,15 @@ class Pass(ABC):
         """The contract, given this pass's options."""
         return self.contract
 
+    def on_probe(self, program: Program) -> "Pass":
+        """The pass that does to the probe, `program` before it, what this one does to the model.
+
+        For options that are lengths: the probe's widths are small, and must not change what is
+        done.
+        """
+        del program
+        return self
+
     def invariants(self, program: Program) -> tuple[Invariant, ...]:
         """What must hold from here to the end of the pipeline."""
         del program
@@ -162,7 +171,8 @@ class Pass(ABC):
         or broken whatever the rounding costs. The graph before the pass is run on these values.
 
         Args:
-            old: The parameters of the graph before the pass, by name, as it takes them.
+            old: The parameters of the graph before the pass, by name, as it takes them; in float64
+                where nothing else is to be rounded.
             program: The graph after the pass.
 
         Returns:

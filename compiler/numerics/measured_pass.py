@@ -116,7 +116,8 @@ class MeasuredPhase:
     def _check_rounding(self, rewriting: Pass, program: Program) -> None:
         """Where nothing is rounded, the graphs before and after must agree."""
         check = RoundingCheck(self._model, program.model())
-        weights = rewriting.adapt_weights(self._parameters.arrays(self._weights), program)
+        unrounded = widened(self._parameters.arrays(self._weights))
+        weights = rewriting.adapt_weights(unrounded, program)
         parameters = self._parameters.arrays(program.weights)
         for case in self._cases:
             feeds = (

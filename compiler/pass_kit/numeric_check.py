@@ -36,7 +36,11 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
     except PassError as error:
         raise Found(Finding("numbers", "not runnable", error.message)) from error
     rounding = RoundingCheck(*models) if promise.kind == "rounds" else None
-    old_parameters = _adapted_weights(rewriting, case, program)
+    unadapted = case.parameters(case.program)
+    old_parameters = _adapted_weights(rewriting, unadapted, program)
+    exact_parameters = (
+        _adapted_weights(rewriting, widened(unadapted), program) if rounding is not None else {}
+    )
     parameters = case.parameters(program)
     for lengths in case.lengths:
         old_inputs = case.inputs(lengths)
@@ -59,7 +63,7 @@ def check_numbers(rewriting: Pass, case: Case, program: Program, *, has_float64:
             exact = ReferenceSession(in_float64(models[0])).run(widened(old_feeds))
             breach = first_breach(promise, wanted, found, float64=adapt(exact)) or breach
         elif breach is None and rounding is not None:
-            breach = rounding.breach(old_feeds, feeds, adapt)
+            breach = rounding.breach({**exact_parameters, **old_inputs}, feeds, adapt)
         if breach is not None:
             raise _left(rewriting, breach, lengths)
 
@@ -80,9 +84,9 @@ def _run_before(session: ReferenceSession, feeds: Arrays, rewriting: Pass) -> di
         raise Found(Finding("numbers", "adapt_weights", said)) from error
 
 
-def _adapted_weights(rewriting: Pass, case: Case, program: Program) -> dict[str, np.ndarray]:
+def _adapted_weights(rewriting: Pass, old: Arrays, program: Program) -> dict[str, np.ndarray]:
     """The parameters on which the graph before the pass is run."""
-    parameters = _read_only(case.parameters(case.program))
+    parameters = _read_only(old)
     return _adapt(lambda: rewriting.adapt_weights(parameters, program))
 
 

@@ -7,7 +7,7 @@ before it by itself, on the weights that it rounds to: the search stops there, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
-from compiler.numerics.float64 import RoundingCheck
+from compiler.numerics.float64 import RoundingCheck, widened
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.reference_run import ReferenceSession
 from compiler.numerics.tolerance import Breach, first_breach
@@ -67,8 +67,9 @@ class _Fault:
 
 @dataclass(frozen=True)
 class _History:
-    """One phase: the program after each pass, and whether that pass changed it."""
+    """One phase: its passes, the program after each, and whether that pass changed it."""
 
+    passes: tuple[Pass, ...]
     programs: tuple[Program, ...]
     is_changed: tuple[bool, ...]
 
@@ -107,9 +108,7 @@ class _Search:
 
     def _fault_of(self, history: _History, base: int, number: int) -> _Fault | None:
         before, after = history.programs[base], history.programs[number]
-        weights = self.values(before)
-        if number == base + 1:
-            weights = self.passes[base].adapt_weights(weights, after)
+        weights = self._rounded(history, base, number, self.values(before))
         old, new, parameters = _session(before), _session(after), self.values(after)
         rounding = self._rounding_check(before, after, self.passes[base:number])
         for lengths in lengths_of(before):
@@ -119,8 +118,9 @@ class _Search:
             feeds = {**parameters, **adapted}
             breach = first_breach(self._allowed(base, number), wanted, new.run(feeds))
             if breach is None and rounding is not None:
+                unrounded = self._rounded(history, base, number, widened(self.values(before)))
                 breach = rounding.breach(
-                    given,
+                    {**unrounded, **inputs},
                     feeds,
                     lambda exact, inputs=inputs: self._adapted(
                         history, base, number, inputs, exact
@@ -129,6 +129,12 @@ class _Search:
             if breach is not None:
                 return _Fault(before.phase, breach, lengths, inputs, adapted, wanted)
         return None
+
+    def _rounded(self, history: _History, base: int, number: int, old: Arrays) -> Arrays:
+        """The weights of the graph after `base`; before a single pass, what it rounds them to."""
+        if number > base + 1:
+            return old
+        return history.passes[base].adapt_weights(old, history.programs[number])
 
     def _rounding_check(
         self, before: Program, after: Program, passes: Sequence[Pass]
@@ -144,7 +150,7 @@ class _Search:
         """What the graph after pass `number` takes, and what it must give."""
         for step in range(base + 1, number + 1):
             if history.is_changed[step]:
-                one, program = self.passes[step - 1], history.programs[step]
+                one, program = history.passes[step - 1], history.programs[step]
                 outputs = one.adapt_outputs(outputs, inputs, program)
                 inputs = one.adapt_inputs(inputs, program)
         return inputs, outputs
@@ -201,14 +207,18 @@ def bisect(
 
 def _history(program: Program, passes: Sequence[Pass]) -> _History:
     programs, is_changed, state = [program.copy()], [False], state_of(program)
-    for one in passes:
-        if program.phase in one.phases:
+    ran: list[Pass] = []
+    for planned in passes:
+        runs = program.phase in planned.phases
+        one = planned.on_probe(program) if runs else planned
+        ran.append(one)
+        if runs:
             one.run(program)
             program.prune_parameters()
         before, state = state, state_of(program)
         is_changed.append(state != before)
         programs.append(program.copy() if state != before else programs[-1])
-    return _History(tuple(programs), tuple(is_changed))
+    return _History(tuple(ran), tuple(programs), tuple(is_changed))
 
 
 def _rounding(search: _Search) -> list[int]:
@@ -217,11 +227,12 @@ def _rounding(search: _Search) -> list[int]:
         number
         for number, one in enumerate(search.passes, start=1)
         if one.promise().kind == "rounds"
-        or any(_rounds_weights(one, number, history, search) for history in search.histories)
+        or any(_rounds_weights(number, history, search) for history in search.histories)
     ]
 
 
-def _rounds_weights(one: Pass, number: int, history: _History, search: _Search) -> bool:
+def _rounds_weights(number: int, history: _History, search: _Search) -> bool:
+    one = history.passes[number - 1]
     if type(one).adapt_weights is Pass.adapt_weights or not history.is_changed[number]:
         return False
     old = search.values(history.programs[number - 1])
@@ -237,15 +248,16 @@ def _culprit(search: _Search, planned: PlannedPass, *, base: int, number: int) -
     assert fault is not None, f"pass {number} was found at fault, and now it is not"
     history = next(one for one in search.histories if one.programs[0].phase == fault.phase)
     before, after = history.programs[start], history.programs[number]
-    weights = search.values(before)
+    ran, weights = history.passes[number - 1], search.values(before)
     if start == number - 1:
-        weights = planned.rewrite.adapt_weights(weights, after)
+        weights = ran.adapt_weights(weights, after)
     divergence = first_divergence(
         Run(before.model(), {**weights, **fault.inputs}),
         Run(after.model(), {**search.values(after), **fault.adapted}),
         wanted=fault.wanted,
     )
-    return Culprit(planned, fault.phase, fault.breach, divergence, before, fault.lengths)
+    culprit = replace(planned, rewrite=ran)
+    return Culprit(culprit, fault.phase, fault.breach, divergence, before, fault.lengths)
 
 
 def _session(program: Program) -> ReferenceSession:

@@ -153,6 +153,7 @@ def _write_manifest(
         tools=draft.tools,
         files={name: hashes.get(name) or sha256_of(path) for name, path in found.items()},
         sizes={name: path.stat().st_size for name, path in found.items()},
+        quantization=draft.quantization,
     )
     text = manifest_to_json(manifest)
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8", newline="\n")

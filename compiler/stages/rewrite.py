@@ -170,11 +170,13 @@ def _measure(
     """Do the same to the probe, and hold its numbers to the contract."""
     if state.probe is None or state.numbers is None or state.measured is None:
         return None
+    rewriting = planned.rewrite
     try:
         if state.probe is not state.program:
-            _follow_on_probe(planned.rewrite, state, report)
+            rewriting = rewriting.on_probe(state.probe)
+            _follow_on_probe(rewriting, state, report)
         if is_changed:
-            state.measured = state.numbers.follow(planned.rewrite, state.probe)
+            state.measured = state.numbers.follow(rewriting, state.probe)
             return state.measured
     except CompilerError as error:
         where = ": ".join(part for part in (planned.place, error.where) if part)

@@ -12,6 +12,7 @@ from compiler.contracts.target_base import Lowered
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.rewrite import Rewritten
 from compiler.workflows.plan import Plan
+from compiler.workflows.quantization_facts import quantization_facts
 
 
 def module_draft(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
@@ -59,6 +60,7 @@ def bundle_draft(
         tools=plan.tools,
         snapshots=rewritten.snapshots,
         merge_params=config.backend.merge_params,
+        quantization=_quantization(config, modules),
     )
 
 
@@ -66,3 +68,11 @@ def _kept(record: PassRecord) -> dict[str, object]:
     """What the manifest keeps of a record: errors depend on the machine that measured them."""
     measured = ("error", "float64_error")
     return {key: value for key, value in asdict(record).items() if key not in measured}
+
+
+def _quantization(config: BuildConfig, modules: Sequence[ModuleDraft]) -> dict[str, object]:
+    """By phase; empty where nothing is asked for."""
+    quantize = config.frontend.quantize
+    if quantize is None:
+        return {}
+    return {module.phase: quantization_facts(quantize, module.phase) for module in modules}

@@ -1,7 +1,8 @@
 """config and target -> the passes of a build, in order, as the YAML changes them.
 
-The YAML's or the default list, then what the target adds and the list lacks; then `drop`,
-`replace`, `set` and `add` change it; last, what may stand anywhere finds its place.
+The YAML's or the default list and what `frontend.quantize` adds, then what the target adds and the
+list lacks; then `drop`, `replace`, `set` and `add` change it; last, what was given no place, the
+quantizer's passes among it, finds one.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def planned_passes(
         CompilerErrors: A change speaks of a pass that the list does not hold; a pass refuses its
             options; no order satisfies what the passes declare.
     """
-    listed = [_Entry(spec) for spec in config.pass_list]
+    quantizers = {spec.name for spec in config.quantizers}
+    listed = [_Entry(spec, is_placed=spec.name not in quantizers) for spec in config.pass_list]
     place = f"target {target}"
     added = [
         _Entry(PassSpec(choice.name, _options(choice), place))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -42,6 +43,7 @@ MANIFEST = Manifest(
     tools={"graphlower": "0.1.0"},
     files={"params/rank0.safetensors": "0" * 64},
     sizes={"params/rank0.safetensors": 4096},
+    quantization={"prefill": {"weights": {"method": "nearest", "bits": 4, "group_size": 32}}},
 )
 
 
@@ -73,9 +75,12 @@ def test_a_manifest_is_read_back_equal() -> None:
     assert signed(lambda tree: None) == text
 
 
-def test_the_text_does_not_depend_on_the_order_of_keys() -> None:
-    from dataclasses import replace
+def test_a_manifest_that_says_nothing_of_quantization_is_read() -> None:
+    found = manifest_from_json(signed(lambda tree: tree.pop("quantization")), where="m")
+    assert found == replace(MANIFEST, quantization={})
 
+
+def test_the_text_does_not_depend_on_the_order_of_keys() -> None:
     turned = replace(MANIFEST, config=dict(reversed(list(MANIFEST.config.items()))))
     assert manifest_to_json(turned) == manifest_to_json(MANIFEST)
 
@@ -91,6 +96,7 @@ def test_the_text_does_not_depend_on_the_order_of_keys() -> None:
         (lambda t: t.update(name=None), "name: found None, expected a text"),
         (lambda t: t.update(modules={}), "modules: found {}, expected a list"),
         (lambda t: t.update(config=[]), r"config: found \[\], expected an object"),
+        (lambda t: t.update(quantization=1), "quantization: found 1, expected an object"),
         (lambda t: t.update(passes=[1]), r"passes\[0\]: found 1, expected an object"),
         (lambda t: t.update(tools={"tvm": 1}), "tools.tvm: found 1, expected a text"),
         (lambda t: t.update(files={"a": "0" * 63}), "files.a: found '000*', expected 64 hexa"),

@@ -105,7 +105,7 @@ def test_a_minimal_file_and_its_defaults(load, tmp_path):
     config = load(MINIMAL)
     assert (config.name, config.path) == ("model", Path("model.yaml"))
     assert config.backend.type == "tvm_llvm"
-    assert (config.backend.dtype, config.backend.compute_dtype) == ("fp32", "fp32")
+    assert (config.backend.dtype, config.backend.compute_dtype) == ("fp32", None)
     assert config.backend.merge_params is True
     shape = config.frontend.shape
     assert (shape.window, shape.context, shape.context_or_window) == (64, 128, 128)
@@ -134,7 +134,17 @@ def test_every_key_of_the_declared_format_is_kept(load, everything_built):
         "quantize": {
             "type": "w8a16_gptq",
             "device": "cuda",
-            "calib_args": {"true_sequential": False},
+            "calib_args": {
+                "bits": 8,
+                "group_size": 0,
+                "act_order": True,
+                "damping": 0.01,
+                "true_sequential": False,
+                "decode_activations": "int8",
+            },
+            "include": [],
+            "exclude": [],
+            "target_loss": None,
         },
     }
     assert resolved["backend"] == {
@@ -150,7 +160,9 @@ def test_every_key_of_the_declared_format_is_kept(load, everything_built):
         "path": "c4",
         "nsamples": 64,
         "seqlen": 256,
+        "seed": 0,
     }
+    assert resolved["evaluate"] is None
     assert "workspace" not in resolved
     workspace = load(ZOO).workspace
     assert (workspace.path, workspace.workers, workspace.pyenv) == ("./vacc_deploy", 4, "base")
@@ -165,10 +177,7 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
         ("model.yaml:12:9", "frontend.model_kwargs.tp: 4 is not supported yet"),
         ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
         ("model.yaml:14:16", "frontend.model_kwargs.align_qkv: true is not supported yet"),
-        ("model.yaml:16:3", "frontend.quantize: this section is not supported yet"),
         ("model.yaml:22:9", "target 'tvm_vacc' is not supported yet"),
-        ("model.yaml:23:10", "backend.dtype: int8 is not supported yet"),
-        ("model.yaml:24:18", "backend.compute_dtype: fp16 is not supported yet"),
         ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
         ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),
         ("model.yaml:42:16", "workspace.env_recheck: false is not supported yet"),
@@ -208,17 +217,20 @@ def test_the_checkpoint_is_found_from_the_yaml_folder(tmp_path, monkeypatch):
 
 def test_the_digest_is_that_of_what_decides_the_bundle(load, tmp_path):
     digest = load(MINIMAL).digest()
-    plain = {key: value for key, value in load(MINIMAL).resolved().items() if key != "compare"}
+    resolved, measured = load(MINIMAL).resolved(), ("compare", "evaluate")
+    plain = {key: value for key, value in resolved.items() if key not in measured}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     assert digest == hashlib.sha256(text.encode()).hexdigest()
     same = MINIMAL + "workspace: {workers: 7}\ncompare: {max_abs: 0.5}\n# a comment\n"
+    same += "evaluate: {text: held_out.txt}\n"
     assert load(same).digest() == digest
     assert load(MINIMAL.replace("llvm", "tvm_llvm")).digest() == digest
     there = tmp_path / "elsewhere" / "model.yaml"
     there.parent.mkdir()
     there.write_text(MINIMAL)
     assert load_config(there).digest() == digest
-    for change in ("name=other", "backend.dtype=bf16", "verify=off", "backend.compile.x=1"):
+    changes = ("name=other", "backend.dtype=bf16", "verify=off", "backend.compile.x=1")
+    for change in (*changes, "dataset.seed=1", "frontend.quantize.type=w16kv8"):
         assert load(MINIMAL, overrides=(change,)).digest() != digest
 
 

@@ -319,7 +319,6 @@ on: 1
         ("6:24", "bad-value"),
         ("7:22", "not-supported-yet"),
         ("10:3", "duplicate-key"),
-        ("11:10", "not-supported-yet"),
         ("11:10", "bad-value"),
         ("12:10", "unknown-name"),
         ("13:1", "bad-key"),
@@ -327,17 +326,6 @@ on: 1
         ("--set compare.max_abs", "wrong-type"),
         ("--target", "unknown-name"),
     ]
-
-
-def test_a_quantizer_needs_int8(errors_of):
-    text = TEXT.replace("backend:", "  quantize: {type: w8a16_gptq}\nbackend:")
-    (unsupported, broken) = errors_of(text)
-    assert unsupported[1:] == (
-        "not-supported-yet",
-        "frontend.quantize: this section is not supported yet",
-        "leave the section out",
-    )
-    assert broken[2] == "frontend.quantize: a quantizer needs backend.dtype int8, which is fp32"
 
 
 def test_a_section_of_the_wrong_form_is_one_error(errors_of):

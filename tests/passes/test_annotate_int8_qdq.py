@@ -1,4 +1,7 @@
-"""Chosen linears with int8 weights, one scale for each output channel."""
+"""Chosen linears with int8 weights: what is chosen, what is written, and what stays as it was.
+
+Numbers: test_int8_numbers.py. Groups, tables, activations: test_int8_groups.py and the like.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +15,8 @@ from program_runs import reasons, run_pass, run_program, traced_inputs
 from program_text import Golden, changed, program_from_text, text_of
 from traced_models import VOCABULARY, TracedModels
 
-from compiler.contracts.errors import PassError
+from compiler.config import PassSpec, build_passes
+from compiler.contracts.errors import ConfigError, PassError
 from compiler.contracts.pass_base import Arrays, Contract
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.weights import CheckpointRef, cast, concat, source, transpose, value
@@ -26,6 +30,7 @@ BEFORE = (Path(__file__).parent / "golden" / "annotate-int8-qdq.before.txt").rea
 )
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 Q, DOWN, HEAD = f"{ATTENTION}.q_proj", f"{MLP}.down_proj", "lm_head"
+EMBED = "model.embed_tokens"
 # The small graph has two of the seven.
 INCLUDE = ("*.self_attn.[qkvo]_proj", "*.mlp.down_proj")
 OPERATORS: tuple[Operator, ...] = ("qdq", "vastai")
@@ -101,9 +106,8 @@ def test_its_weights_are_the_nearest_int8(operator: Operator):
     for module in (Q, DOWN, HEAD):
         stored = read(f"{module}.weight", 0, 8)
         codes, scales = nearest_int8(stored)
-        laid_out = codes if operator == "vastai" else codes.T
         assert found[f"{module}.weight"].dtype == np.int8
-        np.testing.assert_array_equal(found[f"{module}.weight"], laid_out)
+        np.testing.assert_array_equal(found[f"{module}.weight"], codes)
         np.testing.assert_array_equal(found[f"{module}.weight_scale"], scales)
         assert scales[3] == 1
         error = np.abs(codes * scales[:, None] - stored).max(axis=1)
@@ -205,18 +209,20 @@ def test_the_accelerator_s_operator_can_be_taken_apart(traced_models: TracedMode
 @pytest.mark.parametrize(
     ("include", "exclude", "chosen"),
     [
-        (("*.mlp.*",), (), (DOWN,)),
-        (("model.layers.*.self_attn.*", HEAD), (), (Q, HEAD)),
-        (("*",), ("lm_*", "model.layers.0.mlp.*"), (Q,)),
-        (("*_proj",), ("*.q_proj",), (DOWN,)),
-        (("lm_hea?",), (), (HEAD,)),
+        (("*.mlp.*",), (), (f"{DOWN}/MatMul",)),
+        (("model.layers.*.self_attn.*", HEAD), (), (f"{Q}/MatMul", f"{HEAD}/MatMul")),
+        (("*",), ("lm_*", "model.layers.0.mlp.*"), (f"{Q}/MatMul", f"{EMBED}/Gather")),
+        (("*_proj",), ("*.q_proj",), (f"{DOWN}/MatMul",)),
+        (("lm_hea?",), (), (f"{HEAD}/MatMul",)),
+        (("model.embed*",), (), (f"{EMBED}/Gather",)),
+        (("*",), (EMBED, "*_proj"), (f"{HEAD}/MatMul",)),
     ],
 )
 def test_include_and_exclude(
     include: tuple[str, ...], exclude: tuple[str, ...], chosen: tuple[str, ...]
 ):
     report = run_pass(AnnotateInt8QDQ(include=include, exclude=exclude), linears())
-    assert report.rewrites == tuple(f"{module}/MatMul" for module in chosen)
+    assert report.rewrites == chosen
     assert report.skips == ()
 
 
@@ -225,8 +231,8 @@ def test_include_and_exclude(
     [
         (AnnotateInt8QDQ(include=("*.mpl.*",)), "include: '*.mpl.*' matches no module"),
         (
-            AnnotateInt8QDQ(include=("model.embed_tokens", HEAD)),
-            "include: 'model.embed_tokens' matches model.embed_tokens, no linear",
+            AnnotateInt8QDQ(include=(HEAD, "*.input_layernorm")),
+            "include: '*.input_layernorm' matches model.layers.0.input_layernorm, no linear",
         ),
         (
             AnnotateInt8QDQ(include=INCLUDE, exclude=("*.self_attn",)),
@@ -243,7 +249,7 @@ def test_a_glob_without_a_linear_is_an_error(rewriting: AnnotateInt8QDQ, message
         rewriting.run(program)
     assert caught.value.message == message
     assert caught.value.where == "annotate-int8-qdq"
-    assert caught.value.hint == f"the linears here are {HEAD}, {DOWN}, {Q}, ..."
+    assert caught.value.hint == f"the modules here are {HEAD}, {EMBED}, {DOWN}, {Q}, ..."
     assert text_of(program) == before
 
 
@@ -269,7 +275,7 @@ def test_a_joined_weight_is_quantized_by_its_own_channels():
     keys = {name: program.weights[name].key for name in (f"{Q}.weight", f"{Q}.weight_scale")}
     parts = [f"{module}.weight" for module in JOINED]
     assert keys == {
-        f"{Q}.weight": f"transpose(concat({', '.join(f'quantize({part})' for part in parts)}))",
+        f"{Q}.weight": f"concat({', '.join(f'quantize({part})' for part in parts)})",
         f"{Q}.weight_scale": f"concat({', '.join(f'scale({part})' for part in parts)})",
     }
 
@@ -413,9 +419,36 @@ def test_a_bias_that_is_folded_into_the_product(broken: Callable[[Program], None
 
 
 def test_options():
-    assert AnnotateInt8QDQ() == AnnotateInt8QDQ(include=SEVEN_LINEARS, exclude=(), operator="qdq")
+    assert AnnotateInt8QDQ() == AnnotateInt8QDQ(
+        include=SEVEN_LINEARS,
+        exclude=(),
+        bits=8,
+        group_size=0,
+        activations="float",
+        operator="qdq",
+    )
     assert AnnotateInt8QDQ().promise() == Contract.exact()
+    assert AnnotateInt8QDQ(activations="int8").promise().kind == "rounds"
+    assert AnnotateInt8QDQ(activations="int8-in-prefill").promise().kind == "rounds"
     assert not AnnotateInt8QDQ.changes_signature
     assert AnnotateInt8QDQ().required() == ()
     assert {"fuse-qkv", "fuse-gate-up", "cast-dtype"} <= set(AnnotateInt8QDQ.after)
     assert "annotate-int8-qdq" in StoreWeights.after
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "bits is 3, expected 8 or 4"),
+        ({"group_size": -8}, "group_size is -8, expected 0 or more"),
+        (
+            {"group_size": 8, "operator": "vastai"},
+            "QuantizedLinearPerChannel has no groups: group_size with vastai is 0",
+        ),
+    ],
+)
+def test_options_that_it_refuses(options: dict[str, int | str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        build_passes([PassSpec("annotate-int8-qdq", options, "model.yaml:3:5")], folder=Path())
+    refusal = f"pass 'annotate-int8-qdq' refuses its options: {message}"
+    assert (caught.value.message, caught.value.where) == (refusal, "model.yaml:3:5")

@@ -7,7 +7,7 @@ from onnx import FunctionProto
 
 from compiler.contracts.program import FUSED_DOMAIN, OPSET
 from compiler.numerics.quiet_runtime import import_onnxruntime
-from passes.annotate_int8_qdq import QUANTIZED_LINEAR, VASTAI_DOMAIN
+from passes._int8_forms import QUANTIZED_LINEAR, QUANTIZED_TOKENS, VASTAI_DOMAIN
 from passes.fold_mask import CAUSAL_MASK
 from passes.fuse_attention import FUSED_ATTENTION
 from passes.fuse_rms_norm import FUSED_RMS_NORM
@@ -22,6 +22,7 @@ OURS = (
     FUSED_RMS_NORM,
     FUSED_ROTARY,
     FUSED_SILU_MUL,
+    QUANTIZED_TOKENS,
 )
 # The accelerator's operators stand in its own domain.
 FUNCTIONS = (*OURS, QUANTIZED_LINEAR)

@@ -5,7 +5,7 @@ import onnx
 import onnx.parser
 import pytest
 from norm_graph import NORM, numbers, parsed
-from program_text import program_from_text
+from program_text import changed, program_from_text
 
 from compiler.numerics.float64 import RoundingCheck, in_float64, widened
 from compiler.numerics.reference_run import run_model
@@ -75,6 +75,37 @@ def test_dequantizing_with_one_scale(has_zero_point: bool, axes: str):
     feeds = {"w": w, "scale": np.array(0.3), "zero": np.array(2, np.int8)}
     found = run_model(in_float64(model), feeds)["y"]
     np.testing.assert_array_equal(found, (w - 2.0 * has_zero_point) * 0.3)
+
+
+ROUNDED = """
+    g (float[1, 2, 3] x, float[2] scale, int8[2] zero) => (float[1, 2, 3] y) {
+      codes = QuantizeLinear <axis: int = 1> (x, scale, zero)
+      y = DequantizeLinear <axis: int = 1> (codes, scale, zero)
+    }
+"""
+
+
+def test_what_is_quantized_to_be_dequantized_is_itself():
+    x = np.array([[[0.3, -0.7, 1.6], [0.5, 2.5, -0.1]]])
+    feeds = {"x": x, "scale": np.array([1.0, 2.0]), "zero": np.array([0, 0], np.int8)}
+    np.testing.assert_array_equal(run_model(in_float64(parsed(ROUNDED)), feeds)["y"], x)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(codes, scale, zero)", "(codes, other, zero)"),
+        ("y = DequantizeLinear <axis: int = 1>", "y = DequantizeLinear <axis: int = 2>"),
+        ("=> (float[1, 2, 3] y)", "=> (float[1, 2, 3] y, int8[1, 2, 3] codes)"),
+        ("y = Deq", "z = Neg (codes)\n y = Deq"),
+    ],
+    ids=["another scale", "another axis", "codes that are an output", "codes that others read"],
+)
+def test_other_quantizing_is_kept(old: str, new: str):
+    text = changed(ROUNDED, {"int8[2] zero)": "int8[2] zero, float[2] other)", old: new})
+    operators = [node.op_type for node in in_float64(parsed(text)).graph.node]
+    assert "QuantizeLinear" in operators
+    assert "Identity" not in operators
 
 
 def narrowed(added: str = "x") -> onnx.ModelProto:
