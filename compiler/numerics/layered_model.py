@@ -81,6 +81,11 @@ class LayeredModel:
         inputs = self._pieces.layers[layer].inputs
         return tuple(linear for linear in self._linears if linear.parameter in inputs)
 
+    def head_linears(self) -> tuple[QuantizedLinear, ...]:
+        """The quantized linears behind the last layer."""
+        inputs = self._pieces.head.inputs
+        return tuple(linear for linear in self._linears if linear.parameter in inputs)
+
     def layer_weights(self, layer: int) -> dict[str, np.ndarray]:
         """The parameters of a layer by name, as its graph takes them: the unrounded ones."""
         return self._parameters(self._pieces.layers[layer])
@@ -142,10 +147,17 @@ class LayeredModel:
                         watch(operand, rows.astype(np.float32, copy=False))
         return result
 
-    def head(self, hidden: np.ndarray) -> Iterator[np.ndarray]:
-        """Logits of every token, float32 [tokens of a window, vocabulary], sample by sample."""
+    def head(
+        self, hidden: np.ndarray, weights: Mapping[str, np.ndarray] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Logits of every token, float32 [tokens of a window, vocabulary], sample by sample.
+
+        Args:
+            hidden: float32 [samples, tokens, width].
+            weights: Instead of a parameter's float value, in that shape.
+        """
         piece, border = self._pieces.head, self._pieces.borders[-1]
-        run = self._runner(piece, self._parameters(piece))
+        run = self._runner(piece, self._parameters(piece) | dict(weights or {}))
         for states in hidden:
             for window in self._windows(hidden.shape[1]):
                 span = slice(window.past, window.past + window.valid)
