@@ -1,6 +1,7 @@
 """The same graph where nothing is rounded: every float tensor, constant and cast in float64.
 
-int8 is a rounded float, and float64 there as well: a quantized value is the quotient itself.
+int8 is a rounded float, and float64 there as well: a quantized value is the quotient itself. What is
+quantized and at once dequantized, by the same scale and zero point, is left as it is.
 
 It says which of two float32 numbers is right, and whether two graphs differ by rounding alone.
 """
@@ -53,7 +54,8 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     for tensor in graph.initializer:
         _widen(tensor)
-    nodes = [wide_node for node in graph.node for wide_node in _in_float64(node, ranks)]
+    unrounded = _without_rounding(graph)
+    nodes = [wide_node for node in unrounded for wide_node in _in_float64(node, ranks)]
     del graph.node[:]
     graph.node.extend(nodes)
     return wide
@@ -108,6 +110,35 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
+def _without_rounding(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes, with an Identity for each value that is quantized to be dequantized."""
+    made = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    kept = {value.name for value in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            if name in made and not _undoes(node, made[name]):
+                kept.add(name)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        quantized = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantized is not None and node.input[0] not in kept:
+            name = node.name or node.output[0]
+            nodes.append(onnx.helper.make_node("Identity", [quantized.input[0]], node.output, name))
+        elif node.op_type != "QuantizeLinear" or node.output[0] in kept:
+            nodes.append(node)
+    return nodes
+
+
+def _undoes(node: onnx.NodeProto, quantized: onnx.NodeProto) -> bool:
+    """Whether it dequantizes just as was quantized."""
+    is_inverse = node.op_type == "DequantizeLinear" and node.input[0] == quantized.output[0]
+    return is_inverse and node.input[1:] == quantized.input[1:] and _axis(node) == _axis(quantized)
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+
+
 def _in_float64(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
     if node.op_type in _SCALED:
         return _scale(node, ranks)
@@ -131,8 +162,7 @@ def _scale(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProt
     """
     name, make = node.name or node.output[0], onnx.helper.make_node
     quantized, scale, *zero_point = (given for given in node.input if given)
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    rank = ranks[quantized]
+    axis, rank = _axis(node), ranks[quantized]
     # Axes of x after the one that a scale of one axis is for.
     behind = list(range(1, rank - axis % rank)) if ranks[scale] == 1 else []
     axes = onnx.numpy_helper.from_array(np.array(behind, np.int64))

@@ -5,7 +5,7 @@ import onnx
 import onnx.parser
 import pytest
 from norm_graph import NORM, numbers, parsed
-from program_text import program_from_text
+from program_text import changed, program_from_text
 
 from compiler.numerics.float64 import RoundingCheck, in_float64, widened
 from compiler.numerics.reference_run import run_model
@@ -107,6 +107,37 @@ def test_int8_that_passes_through_is_float64_all_along():
     feeds = {"x": np.array([0.25, 300.5]), "c": np.array([True, False])}
     found = run_model(in_float64(model), feeds)["y"]
     np.testing.assert_array_equal(found, [0.25, 1.0])
+
+
+ROUNDED = """
+    g (float[1, 2, 3] x, float[2] scale, int8[2] zero) => (float[1, 2, 3] y) {
+      codes = QuantizeLinear <axis: int = 1> (x, scale, zero)
+      y = DequantizeLinear <axis: int = 1> (codes, scale, zero)
+    }
+"""
+
+
+def test_what_is_quantized_to_be_dequantized_is_itself():
+    x = np.array([[[0.3, -0.7, 1.6], [0.5, 2.5, -0.1]]])
+    feeds = widened({"x": x, "scale": np.array([1.0, 2.0]), "zero": np.array([0, 0], np.int8)})
+    np.testing.assert_array_equal(run_model(in_float64(parsed(ROUNDED)), feeds)["y"], x)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(codes, scale, zero)", "(codes, other, zero)"),
+        ("y = DequantizeLinear <axis: int = 1>", "y = DequantizeLinear <axis: int = 2>"),
+        ("=> (float[1, 2, 3] y)", "=> (float[1, 2, 3] y, int8[1, 2, 3] codes)"),
+        ("y = Deq", "z = Neg (codes)\n y = Deq"),
+    ],
+    ids=["another scale", "another axis", "codes that are an output", "codes that others read"],
+)
+def test_other_quantizing_is_spelled_out(old: str, new: str):
+    text = changed(ROUNDED, {"int8[2] zero)": "int8[2] zero, float[2] other)", old: new})
+    operators = [node.op_type for node in in_float64(parsed(text)).graph.node]
+    assert {"Div", "Mul"} <= set(operators)
+    assert "Identity" not in operators
 
 
 def narrowed(added: str = "x") -> onnx.ModelProto:
