@@ -4,7 +4,7 @@ norm1, norm2, norm    what leaves the module `model.layers.L.input_layernorm`, .
 embed, resid1, resid2 what such a module reads
 q .. down             the product with the weight of `model.layers.L.self_attn.q_proj`, ..., and its
                       bias; of a product with a joined weight, its part of the Split behind it
-attn, act             what o's and down's product reads
+attn, act             what o's and down's product reads, before it is rounded to int8
 q_rot                 what the scores' product reads beside the keys, before any scale, that of LogN
                       too: what the rotary embedding gives, as transformers has it
 k_rot                 the rows that are joined to, or written into, the cache of keys
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What may stand between a parameter and its product, a cache and the scores' product, and the
 # queries and that product.
-_WEIGHT_LAYOUT = ("Cast", "Transpose", "DequantizeLinear")
+_WEIGHT_LAYOUT = ("Cast", "Transpose", "DequantizeLinear", "Reshape")
 _KEY_LAYOUT = ("Cast", "Expand", "Identity", "Mul", "Reshape", "Transpose", "Unsqueeze")
 _QUERY_LAYOUT = ("Cast", "Identity", "Reshape")
 
@@ -141,7 +141,7 @@ class _Finder:
     def _operand(self, module: str) -> "gs.Tensor | None":
         """The activations that a linear's product reads."""
         linear = self._linears.get(module)
-        return None if linear is None else linear.product.inputs[0]
+        return None if linear is None else _through(linear.product.inputs[0], "QuantizedTokens")
 
     def _linear(self, module: str) -> "gs.Tensor | None":
         """What a linear gives: its product, its bias added, its part of a joined one."""
