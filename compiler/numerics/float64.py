@@ -1,7 +1,7 @@
 """The same graph where nothing is rounded: every float tensor, constant and cast in float64.
 
-int8 is a rounded float, and float64 there as well: a quantized value is the quotient itself. What is
-quantized and at once dequantized, by the same scale and zero point, is left as it is.
+int8 is a rounded float, and float64 there as well: a quantized value is the quotient itself. What
+is quantized and at once dequantized, by the same scale and zero point, is left as it is.
 
 It says which of two float32 numbers is right, and whether two graphs differ by rounding alone.
 """

@@ -10,17 +10,17 @@ os.environ.setdefault("TVM_NUM_THREADS", "2")
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import pytest
 import tvm
 from float_copies import float_copies
+from int8_activations import QUANTIZED_TOKENS
 from program_runs import run_program
 from program_text import program_from_text
 from relax_calls import kernel_calls, operators
 from relax_runs import run_main
 from tvm import relax
 
-from compiler.contracts.program import FUSED_DOMAIN, OPSET, Program
+from compiler.contracts.program import FUSED_DOMAIN, Program
 from compiler.relax import relax_from_program
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
@@ -29,28 +29,6 @@ from targets.llvm.pipeline import pipeline
 
 OUTPUTS, INPUTS, GROUP, VOCABULARY = 72, 96, 16, 500
 GROUPS = INPUTS // GROUP
-QUANTIZED_TOKENS = onnx.parser.parse_function(
-    f"""
-    <domain: "{FUSED_DOMAIN}", opset_import: ["" : {OPSET}]>
-    QuantizedTokens (x) => (y)
-    {{
-        magnitude = Abs (x)
-        last = Constant <value_ints: ints = [-1]> ()
-        largest = ReduceMax <keepdims: int = 0> (magnitude, last)
-        by_token = Reshape (largest, last)
-        most = Constant <value_float: float = 127.0> ()
-        raw = Div (by_token, most)
-        smallest = Constant <value_float: float = 1.17549435e-38> ()
-        one = Constant <value_float: float = 1.0> ()
-        is_small = Less (raw, smallest)
-        scale = Where (is_small, one, raw)
-        tokens = Shape (scale)
-        zero = ConstantOfShape <value: tensor = int8[1] {{0}}> (tokens)
-        codes = QuantizeLinear <axis: int = 1> (x, scale, zero)
-        y = DequantizeLinear <axis: int = 1> (codes, scale, zero)
-    }}
-    """
-)
 CHANNELS = """
     wide = DequantizeLinear <axis = 0> (w, s)
     turned = Transpose <perm = [1, 0]> (wide)
