@@ -85,12 +85,19 @@ class LLVMTarget(Target):
         return found
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
-        """What kernels take whole as one node each, and weights as they are stored."""
+        """What kernels take whole as one node each, and weights and caches as they are stored.
+
+        An int8 model keeps its cache in what it keeps its other matrices in: at that size the
+        cache would else be a good part of the memory.
+        """
+        stored = {"dtype": _STORAGE[_float_dtype(options)]}
+        cache = (PassChoice("store-kv-cache", stored),) if options.dtype == "int8" else ()
         return (
             PassChoice("fuse-attention"),
             PassChoice("fuse-rms-norm"),
             PassChoice("fuse-silu-mul"),
-            PassChoice("store-weights", {"dtype": _STORAGE[_float_dtype(options)]}),
+            PassChoice("store-weights", stored),
+            *cache,
         )
 
     def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
