@@ -87,6 +87,7 @@ def make_draft(
         vocabulary=50,
         modules=tuple(modules),
         passes=({"name": "fold-mask", "phase": "prefill", "rewrites": 2, "skips": []},),
+        quantization={"prefill": {"activations": "int8"}},
         tools={"graphlower": "0.1.0"},
         snapshots={"prefill/00_traced.onnx": b"graph", "decode/00_traced.onnx": b"graph 2"},
         merge_params=merge_params,

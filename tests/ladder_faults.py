@@ -91,7 +91,8 @@ class DoubleScale(AnnotateInt8QDQ):
     def run(self, program: Program) -> PassReport:
         report = super().run(program)
         product = _node(program, f"model.layers.{self.layer}.mlp.down_proj/MatMul")
-        (dequantize,) = product.inputs[1].inputs
+        (turned,) = product.inputs[1].inputs
+        (dequantize,) = turned.inputs[0].inputs
         scales = dequantize.inputs[1]
         (channels,) = program.weights[scales.name].shape
         factors = np.ones(channels, np.float32)

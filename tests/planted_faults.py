@@ -81,7 +81,8 @@ def change_epsilon(program: Program, layer: int) -> str:
 def double_one_channel(program: Program, layer: int) -> str:
     """The quantization scale of one channel of the up projection is twice what it was."""
     product = _node(program, f"model.layers.{layer}.mlp.up_proj/MatMul")
-    (dequantize,) = product.inputs[1].inputs
+    (turned,) = product.inputs[1].inputs
+    (dequantize,) = turned.inputs[0].inputs
     scales = dequantize.inputs[1]
     (channels,) = program.weights[scales.name].shape
     factors = np.ones(channels, np.float32)

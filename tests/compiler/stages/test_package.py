@@ -108,6 +108,7 @@ def test_a_bundle_holds_modules_params_snapshots_and_the_tokenizers_files(
     assert (entry.folder, entry.tokens, entry.aliases) == ("decode_32_rank0", 1, {"k2": "k"})
     assert entry.target == {"entry": "main", "features": ["avx2"]}
     assert bundle.manifest.passes == draft.passes
+    assert bundle.manifest.quantization == {"prefill": {"activations": "int8"}}
     assert bundle.manifest.sizes["ir/prefill/00_traced.onnx"] == 5
 
 
