@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from built_bundles import BuiltBundles, TinyModel, in_this_process
+from staged_models import observed
 
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.progress import Progress
+from compiler.contracts.taps import Tap
 from compiler.contracts.target_base import Runner
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.semantic import check_semantics
@@ -79,6 +81,52 @@ def test_it_is_what_onnxruntime_computes(narrow: tuple[str, BuildConfig, LLVMRun
         allowed = 1e-4 if is_equal else STEP[dtype]
         assert np.abs(found - wanted).max() <= allowed * max(1.0, np.abs(wanted).max())
     reference.close()
+
+
+def test_taps_are_rows_as_attention_reads_them_and_before_they_are_rounded(
+    narrow: tuple[str, BuildConfig, LLVMRunner],
+):
+    dtype, config, runner = narrow
+    with in_this_process():
+        opener = TargetOpener(config, locate(config, progress=Progress()), Progress())
+        reference = opener.open(TargetChoice("onnxruntime"))
+    runner.rewind(0)
+    for begin, end in ((0, 20), (20, 21)):
+        (logits, found), (_, wanted) = (
+            observed(one, TOKENS[begin:end]) for one in (runner, reference)
+        )
+        assert set(found) == set(wanted)
+        for tap, rows in wanted.items():
+            limit = STEP[dtype] if tap.layer else 1e-4
+            if tap.point in ("keys", "values"):
+                limit = STEP[dtype] * np.abs(rows).max()
+                kept = runner.cache_rows(tap.layer or 0, begin, end)
+                np.testing.assert_array_equal(found[tap], kept[tap.point == "values"])
+            assert np.abs(found[tap] - rows).max() <= max(limit, 1e-4), str(tap)
+        # Watching changes no bit.
+        runner.rewind(begin)
+        np.testing.assert_array_equal(runner.extend(TOKENS[begin:end]), logits)
+    reference.close()
+
+
+@pytest.mark.parametrize("point", ["keys", "values"])
+def test_forced_rows_are_rounded_into_the_cache(
+    narrow: tuple[str, BuildConfig, LLVMRunner], point: str
+):
+    dtype, _, runner = narrow
+    runner.rewind(0)
+    plain = runner.extend(TOKENS[:20])
+    forced = np.random.default_rng(3).standard_normal((20, 40), dtype=np.float32)
+    for earlier in (0, 1):
+        runner.rewind(0)
+        logits, _ = observed(runner, TOKENS[:20], {Tap(earlier, point): forced})
+        kept = runner.cache_rows(earlier, 0, 20)[point == "values"]
+        heads = forced.reshape(20, 2, 20)
+        size = np.abs(heads).max(axis=-1, keepdims=True)
+        off = np.abs(kept.reshape(heads.shape) - heads)
+        assert (off <= size * STEP[dtype] * 0.501).all()
+        assert off.max() > 0
+        assert np.abs(logits - plain).max() > 1e-3
 
 
 def test_semantics_hold(narrow: tuple[str, BuildConfig, LLVMRunner]):

@@ -12,7 +12,7 @@ its repeated lanes are zero in q, and computed twice, equally, in the output.
 import math
 from dataclasses import dataclass
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
@@ -26,6 +26,7 @@ from targets.llvm.kernels.vector_math import (
     horizontal_max,
     horizontal_sums,
     load,
+    prefetch,
     register,
     splat,
     store,
@@ -34,6 +35,9 @@ from targets.llvm.kernels.vector_math import (
 
 # Keys of a block: scores of a group stay in L1, and are a multiple of every vector's lanes.
 _KEYS = 64
+# Keys by which loads are announced: a head's rows lie apart, so that no hardware prefetch follows.
+_AHEAD = 16
+_LINE_BYTES = 64
 # Tasks (kv heads times runs) are a multiple of this, so that they divide over 2, 4 or 8 threads.
 _TASKS = 8
 
@@ -146,6 +150,8 @@ class _Factors:
         assert k_scales is not None, "an int8 cache has scales"
         assert v_scales is not None, "an int8 cache has scales"
         with T.serial(count) as j:
+            for scales in (k_scales, v_scales):
+                prefetch(scales, (key + j + _KEYS, self._head, 0))
             T.buffer_store(self.of_keys, k_scales[key + j, self._head, 0], [j])
             T.buffer_store(self.of_values, v_scales[key + j, self._head, 0], [j])
 
@@ -175,13 +181,15 @@ def _score(
     scores: Buffer,
 ) -> None:
     """Emit scores[g, j] = q[g] . k[key + j], a few keys at a time."""
-    group, lanes = plan.shape.group, plan.lanes
+    shape, group, lanes = plan.shape, plan.shape.group, plan.lanes
     keys = 1
     while keys < min(lanes, 4) and keys * 2 * group <= plan.accumulators:
         keys *= 2
     with T.serial((count + (keys - 1)) // keys) as step:
         j = step * keys
         rows = [T.Bind(T.min(key + j + n, plan.shape.context - 1)) for n in range(keys)]
+        for n in range(keys):
+            _announce(cache, (key + j + (n + _AHEAD), head), 0, shape.head_dim)
         sums = [[register(lanes) for _ in rows] for _ in range(group)]
         with T.serial(plan.vectors) as c:
             d = plan.offset(c)
@@ -193,6 +201,12 @@ def _score(
         for g in range(group):
             total = horizontal_sums([T.Bind(value_of(s)) for s in sums[g]], lanes)
             store(scores, (g, j), total, lanes=keys)
+
+
+def _announce(cache: Buffer, row: tuple[Expr, Expr], first: Expr | int, count: int) -> None:
+    """Emit prefetches of `count` elements of a head's row, which may lie behind the cache."""
+    for offset in range(0, count, _LINE_BYTES // DataType(cache.dtype).itemsize):
+        prefetch(cache, (*row, first + offset))
 
 
 def _softmax(
@@ -255,6 +269,7 @@ def _accumulate(
         offsets = [T.Bind(plan.offset(part * width + c)) for c in range(width)]
         sums = [[register(lanes) for _ in offsets] for _ in range(group)]
         with T.serial(count) as j:
+            _announce(cache, (key + j + _AHEAD, at[0]), part * (width * lanes), width * lanes)
             vectors = [T.Bind(load(cache, (key + j, at[0], d), lanes)) for d in offsets]
             for g in range(group):
                 weight = T.Bind(splat(scores[g, j], lanes))

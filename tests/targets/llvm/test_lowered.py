@@ -25,7 +25,16 @@ def opened(model: ProgramModel) -> LoweredRunner:
 
 
 @pytest.fixture(
-    params=["llvm", "all", "int8", "stored bfloat16", "bfloat16", "float16"],
+    params=[
+        "llvm",
+        "all",
+        "int8",
+        "stored bfloat16",
+        "bfloat16",
+        "float16",
+        "int8 cache",
+        "bfloat16 cache",
+    ],
     scope="module",
 )
 def runners(
