@@ -23,6 +23,12 @@ from compiler.workflows.draft import bundle_draft, module_draft
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
 from compiler.workflows.processes import run_parallel
+from compiler.workflows.quantizing import (
+    calibrated,
+    has_budget,
+    is_calibrated,
+    plan_within_budget,
+)
 from compiler.workflows.stage_clock import StageClock
 
 logger = logging.getLogger(__name__)
@@ -71,6 +77,9 @@ def build(
         kept = _whole(destination)
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), (), approval.of_placed(kept))
+    if has_budget(config):
+        with clock.stage("sensitivity"):
+            plan = plan_within_budget(config, checkpoint, plan, progress=clock.progress)
     with clock.stage("trace"):
         entered = enter(config, checkpoint)
     with clock.stage("rewrite"):
@@ -82,9 +91,14 @@ def build(
             progress=clock.progress,
         )
         check_space(destination, rewritten.programs.stored_bytes())
+    programs = rewritten.programs
+    if is_calibrated(config):
+        with clock.stage("calibrate"):
+            found = calibrated(config, checkpoint, programs, plan.samples, progress=clock.progress)
+            programs, checkpoint = found.applied(programs), found.checkpoint
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
-            modules = _lower(config, plan.target, rewritten.programs, Path(scratch))
+            modules = _lower(config, plan.target, programs, Path(scratch))
         with clock.stage("package"):
             draft = bundle_draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
             bundle = package(

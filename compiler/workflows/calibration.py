@@ -1,4 +1,4 @@
-"""rewritten programs, calibration data -> programs whose int8 weights GPTQ chose, from the cache.
+"""rewritten programs, calibration data -> int8 weights that GPTQ chose, from the cache.
 
 The cache holds one folder for what decides the result: the checkpoint, the prefill graph and its
 weight table, the tokens, the options, and the versions of the tools and of this package's sources.
@@ -7,7 +7,8 @@ weight table, the tokens, the options, and the versions of the tools and of this
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from compiler.checkpoints import (
     read_calibrated,
 )
 from compiler.config import BuildConfig
-from compiler.contracts.errors import ConfigError
 from compiler.contracts.program import Program, ProgramSet
 from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef, Weight
@@ -42,24 +42,23 @@ _TOOLS = ("numpy", "onnxruntime")
 _DIGITS = 32
 
 
-def sample_length(config: BuildConfig, *, progress: Progress) -> int:
-    """Tokens of a calibration sample: `dataset.seqlen`, which must fit in the context.
+@dataclass(frozen=True)
+class Calibrated:
+    """What GPTQ chose, in the user's cache.
 
-    Raises:
-        ConfigError: It is written in the YAML, and is more.
+    Attributes:
+        names: Key of a `quantize` or `scale` expression -> the tensor that takes its place.
+        checkpoint: With these tensors beside its own.
+        linears: What was done to each module.
     """
-    asked, context = config.dataset.seqlen, config.frontend.shape.context_or_window
-    if asked <= context:
-        return asked
-    if "seqlen" in config.dataset.model_fields_set:
-        raise ConfigError(
-            f"{asked} tokens do not fit in the context of {context}",
-            where=config.place("dataset.seqlen"),
-            hint=f"write `seqlen: {context}`, or a longer context in frontend.shape",
-            code="bad-value",
-        )
-    progress.note(f"calibration samples have {context} tokens, as the context has")
-    return context
+
+    names: Mapping[str, str]
+    checkpoint: CheckpointRef
+    linears: tuple[LinearRecord, ...]
+
+    def applied(self, programs: ProgramSet) -> ProgramSet:
+        """The programs, reading it; at any point of the pipeline behind the quantizing pass."""
+        return with_calibrated(programs, self.names)
 
 
 def calibrate_programs(
@@ -69,8 +68,8 @@ def calibrate_programs(
     tokens: np.ndarray,
     *,
     progress: Progress,
-) -> tuple[ProgramSet, CheckpointRef, tuple[LinearRecord, ...]]:
-    """Put GPTQ's codes and scales in the place of those rounded to nearest.
+) -> Calibrated:
+    """GPTQ's codes and scales for those that are rounded to nearest.
 
     Args:
         config: Whose `frontend.quantize.type` asks for GPTQ.
@@ -78,10 +77,6 @@ def calibrate_programs(
         programs: As rewritten; left as they are.
         tokens: int64 [samples, length], the length at most the context.
         progress: Told of finished layers.
-
-    Returns:
-        The programs, a checkpoint that holds the calibrated tensors, too, and what was done to each
-        module.
 
     Raises:
         MachineLacks: torch has no such device, or the cache cannot be written.
@@ -117,7 +112,7 @@ def calibrate_programs(
     extended = CheckpointRef(
         checkpoint.path, checkpoint.config, {**checkpoint.tensors, **added}, checkpoint.digest
     )
-    return with_calibrated(programs, names), extended, found.linears
+    return Calibrated(names, extended, found.linears)
 
 
 def _fill(

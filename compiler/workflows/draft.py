@@ -60,7 +60,7 @@ def bundle_draft(
         tools=plan.tools,
         snapshots=rewritten.snapshots,
         merge_params=config.backend.merge_params,
-        quantization=_quantization(config, modules),
+        quantization=_quantization(config, plan, modules),
     )
 
 
@@ -70,9 +70,24 @@ def _kept(record: PassRecord) -> dict[str, object]:
     return {key: value for key, value in asdict(record).items() if key not in measured}
 
 
-def _quantization(config: BuildConfig, modules: Sequence[ModuleDraft]) -> dict[str, object]:
-    """By phase; empty where nothing is asked for."""
+def _quantization(
+    config: BuildConfig, plan: Plan, modules: Sequence[ModuleDraft]
+) -> dict[str, object]:
+    """By phase, and what was decided by data; empty where nothing is asked for."""
     quantize = config.frontend.quantize
     if quantize is None:
         return {}
-    return {module.phase: quantization_facts(quantize, module.phase) for module in modules}
+    facts: dict[str, object] = {
+        module.phase: quantization_facts(quantize, module.phase) for module in modules
+    }
+    if plan.kept_as_floats:
+        facts["kept_as_floats"] = list(plan.kept_as_floats)
+    if plan.samples is not None:
+        count, length = plan.samples.tokens.shape
+        facts["calibration"] = {
+            "source": plan.samples.source,
+            "samples": int(count),
+            "tokens_each": int(length),
+            "sha256": plan.samples.digest,
+        }
+    return facts

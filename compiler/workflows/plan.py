@@ -39,6 +39,7 @@ class Plan:
         digest: sha256 over configuration, checkpoint, tools and the target's own facts.
         tokens: Of the text that the bundle is evaluated on; None where it is not.
         samples: What is calibrated on; None where nothing is.
+        kept_as_floats: Modules that `target_loss` leaves out of the quantization.
     """
 
     target: Target
@@ -47,6 +48,7 @@ class Plan:
     digest: str
     tokens: tuple[int, ...] | None = None
     samples: CalibrationSamples | None = None
+    kept_as_floats: tuple[str, ...] = ()
 
 
 def plan_build(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compiler import registry
 from compiler.bundle_place import existing_bundle
+from compiler.calibration_data import CalibrationSamples
 from compiler.config import BuildConfig
 from compiler.contracts.errors import ConfigError, MachineLacks, RunError
 from compiler.contracts.program import ProgramSet
@@ -22,9 +23,12 @@ from compiler.pass_order import PlannedPass
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.rewrite import rewrite
 from compiler.workflows.build import build
+from compiler.workflows.calibration import Calibrated
 from compiler.workflows.frontend import enter
 from compiler.workflows.pass_plan import planned_passes
 from compiler.workflows.plan import plan_build
+from compiler.workflows.quantizing import calibrated, is_calibrated, within_budget
+from compiler.workflows.samples import needs_samples, samples_of
 
 TRACE = "trace"
 SAVED_SUFFIX = ".npz"
@@ -112,6 +116,8 @@ class TargetOpener:
     checkpoint: CheckpointRef
     progress: Progress
     _traced: ProgramSet | None = field(default=None, init=False)
+    _decided: BuildConfig | None = field(default=None, init=False)
+    _calibrated: Calibrated | None = field(default=None, init=False)
 
     def check(self, choice: TargetChoice) -> None:
         """Refuse what `open` would, before another target has run for minutes.
@@ -151,17 +157,40 @@ class TargetOpener:
         return target.open_lowered(self._after(self.passes()), self.config.target_options())
 
     def _after(self, passes: Sequence[PlannedPass]) -> ProgramModel:
+        found = self._calibrated_once()
+        return ProgramModel(found.applied(self._rewritten(passes)), found.checkpoint)
+
+    def _rewritten(self, passes: Sequence[PlannedPass]) -> ProgramSet:
         programs = self._copy()
         relaxed = [replace(planned, expected=None) for planned in passes]
         # What is to be verified is verified by the build.
         rewrite(programs, relaxed, is_verified=False)
-        return ProgramModel(programs, self.checkpoint)
+        return programs
+
+    def _calibrated_once(self) -> Calibrated:
+        """What a quantizer chose for the programs behind all passes, as the build has it."""
+        if self._calibrated is None:
+            needs = is_calibrated(self.config)
+            programs = self._rewritten(self.passes()) if needs else ProgramSet({})
+            self._calibrated = calibrated(
+                self.config, self.checkpoint, programs, self._samples(), progress=self.progress
+            )
+        return self._calibrated
+
+    def _samples(self) -> CalibrationSamples | None:
+        if not needs_samples(self.config):
+            return None
+        return samples_of(self.config, self.checkpoint, self.progress.note)
 
     def passes(self) -> tuple[PlannedPass, ...]:
         """The passes of the build, the target's last; it need not be able to build here."""
+        if self._decided is None:
+            self._decided = within_budget(
+                self.config, self.checkpoint, self._samples(), progress=self.progress
+            )
         target = registry.load_target(self.config.backend.type)()
         added = target.passes(self.config.target_options())
-        return planned_passes(self.config, added, target=target.name)
+        return planned_passes(self._decided, added, target=target.name)
 
     def passes_until(self, variant: str) -> tuple[PlannedPass, ...]:
         """The passes up to the last of that name; all for an empty one, none for the trace.

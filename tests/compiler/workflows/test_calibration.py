@@ -23,7 +23,7 @@ from traced_models import CONTEXT, VOCABULARY, WINDOW, TracedModels
 from compiler.checkpoints import LinearRecord
 from compiler.checkpoints.calibrated_file import RECORD_FILE, TENSORS_FILE
 from compiler.config import BuildConfig, load_config
-from compiler.contracts.errors import ConfigError, MachineLacks
+from compiler.contracts.errors import MachineLacks
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import ProgramModel
@@ -33,7 +33,7 @@ from compiler.stages import calibrate as calibrate_stage
 from compiler.stages.checkpoint import locate_checkpoint
 from compiler.stages.trace import trace
 from compiler.workflows import calibration as calibration_module
-from compiler.workflows.calibration import calibrate_programs, sample_length
+from compiler.workflows.calibration import calibrate_programs
 from models.qwen2 import Qwen2
 from targets.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -89,13 +89,14 @@ def run(
     checkpoint: CheckpointRef | None = None,
     progress: Progress | None = None,
 ) -> tuple[ProgramSet, CheckpointRef, tuple[LinearRecord, ...]]:
-    return calibrate_programs(
+    found = calibrate_programs(
         config,
         checkpoint or model.checkpoint,
         model.programs,
         tokens,
         progress=progress or Progress(),
     )
+    return found.applied(model.programs), found.checkpoint, found.linears
 
 
 def bytes_of(programs: ProgramSet, checkpoint: CheckpointRef) -> dict[str, bytes]:
@@ -289,19 +290,6 @@ def test_a_device_that_is_not_there_is_refused_at_its_place(
     with pytest.raises(MachineLacks, match="cuda is asked for") as caught:
         run(config, model_of(traced_models))
     assert str(caught.value.where).endswith("model.yaml:5:40")
-
-
-def test_a_sample_is_as_long_as_the_context_allows(tmp_path: Path):
-    progress = Notes()
-    assert sample_length(config_of(tmp_path, dataset="{seqlen: 32}"), progress=progress) == 32
-    assert sample_length(config_of(tmp_path, dataset="{seqlen: 48}"), progress=progress) == 48
-    assert progress.notes == []
-    assert sample_length(config_of(tmp_path), progress=progress) == 48
-    assert progress.notes == ["calibration samples have 48 tokens, as the context has"]
-    with pytest.raises(ConfigError, match="512 tokens do not fit in the context of 48") as caught:
-        sample_length(config_of(tmp_path, dataset="{seqlen: 512}"), progress=progress)
-    assert str(caught.value.where).endswith("model.yaml:7:19")
-    assert "seqlen: 48" in str(caught.value.hint)
 
 
 CALIBRATE = """
