@@ -23,13 +23,29 @@ import tvm
 from targets.llvm.features import CpuFeatures, detect, llvm_target
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
+from targets.llvm.kernels.integer_linear import integer_linear
 from targets.llvm.kernels.linear import linear
+from targets.llvm.kernels.quantize_tokens import quantize_tokens
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.silu_mul import silu_mul
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 # Together more than any L2, and small enough for a machine of 8 GB.
 _COLD_BYTES = 256 * 1024 * 1024
+
+# (rows, outputs, inputs) of products.
+_SHAPES = (
+    (1, 1024, 1024),
+    (1, 2816, 1024),
+    (1, 1024, 2816),
+    (1, 1536, 576),
+    (1, 151936, 1024),
+    (16, 2816, 1024),
+    (128, 1536, 576),
+    (128, 2816, 1024),
+    (128, 1024, 2816),
+    (1024, 2816, 1024),
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +64,14 @@ class Case:
 
 def _cases(features: CpuFeatures, dtypes: list[str]) -> Iterator[Case]:
     for dtype in dtypes:
-        yield from _linear_cases(features, dtype)
-    for dtype in dtypes:
+        for group in (0, 64) if dtype == "int8" else (0,):
+            yield from _linear_cases(features, dtype, group)
+    if "int8" in dtypes:
+        yield from _integer_cases(features)
+    floats = [dtype for dtype in dtypes if dtype != "int8"]
+    for dtype in floats:
         yield from _attention_cases(features, dtype)
-    for dtype in dtypes:
+    for dtype in floats:
         yield _cache_case(features, dtype)
     for rows in (1, 128):
         matrix = ((rows, 1024), "float32")
@@ -65,35 +85,64 @@ def _cases(features: CpuFeatures, dtypes: list[str]) -> Iterator[Case]:
         yield Case("silu_mul", f"{rows}x2816", func, (matrix,) * 3, (), 0, rows * 2816 * 12)
 
 
-def _linear_cases(features: CpuFeatures, dtype: str) -> Iterator[Case]:
-    for rows, outputs, inputs in [
-        (1, 1024, 1024),
-        (1, 2816, 1024),
-        (1, 1024, 2816),
-        (1, 1536, 576),
-        (1, 151936, 1024),
-        (16, 2816, 1024),
-        (128, 1536, 576),
-        (128, 2816, 1024),
-        (128, 1024, 2816),
-        (1024, 2816, 1024),
-    ]:
+def _linear_cases(features: CpuFeatures, dtype: str, group: int) -> Iterator[Case]:
+    for rows, outputs, inputs in _SHAPES:
         func = linear(
-            rows, outputs, inputs=inputs, weight_dtype=dtype, has_bias=False, features=features
+            rows,
+            outputs,
+            inputs=inputs,
+            weight_dtype=dtype,
+            has_bias=False,
+            features=features,
+            group=group,
         )
+        scale = ((outputs, inputs // group) if group else (outputs,), "float32")
         weight = outputs * inputs * _ITEMSIZE[dtype]
         yield Case(
             "linear",
-            f"{rows}x{inputs}->{outputs} {dtype}",
+            f"{rows}x{inputs}->{outputs} {dtype}{f', groups of {group}' if group else ''}",
             func,
             (
                 ((rows, inputs), "float32"),
                 ((outputs, inputs), dtype),
+                *((scale,) if dtype == "int8" else ()),
                 ((rows, outputs), "float32"),
             ),
             (1,),
             2.0 * rows * outputs * inputs,
             weight + 4.0 * rows * (inputs + outputs),
+        )
+
+
+def _integer_cases(features: CpuFeatures) -> Iterator[Case]:
+    for rows, outputs, inputs in _SHAPES:
+        func = integer_linear(rows, outputs, inputs=inputs, has_bias=False, features=features)
+        yield Case(
+            "integer_linear",
+            f"{rows}x{inputs}->{outputs}",
+            func,
+            (
+                ((rows, inputs), "int8"),
+                ((rows,), "float32"),
+                ((outputs, inputs), "int8"),
+                ((outputs,), "float32"),
+                ((rows, outputs), "float32"),
+            ),
+            (2,),
+            2.0 * rows * outputs * inputs,
+            outputs * inputs + rows * (inputs + 4.0 * outputs),
+        )
+    for rows in (1, 128):
+        func = quantize_tokens(rows, 1024, features=features)
+        shape = (rows, 1024)
+        yield Case(
+            "quantize_tokens",
+            f"{rows}x1024",
+            func,
+            ((shape, "float32"), (shape, "int8"), ((rows,), "float32")),
+            (),
+            0,
+            rows * 1024 * 5,
         )
 
 
@@ -162,6 +211,8 @@ def _cache_case(features: CpuFeatures, dtype: str) -> Case:
 
 
 def _tensor(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> tvm.runtime.Tensor:
+    if dtype == "int8":
+        return tvm.runtime.tensor(rng.integers(-127, 128, shape, dtype=np.int8))
     values = rng.standard_normal(shape, dtype=np.float32)
     if dtype == "bfloat16":
         bits = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -225,7 +276,7 @@ def main() -> None:
     features = detect()
     only = set(filter(None, options.only.split(",")))
     print(f"threads {os.environ['TVM_NUM_THREADS']}, lanes {features.lanes}")
-    print(f"{'kernel':14}{'shape':44}{'ms':>10}{'GFLOP/s':>10}{'GB/s':>8}{'others':>8}")
+    print(f"{'kernel':17}{'shape':44}{'ms':>10}{'GFLOP/s':>10}{'GB/s':>8}{'others':>8}")
     for case in _cases(features, options.dtypes.split(",")):
         if only and case.kernel not in only:
             continue
@@ -233,7 +284,7 @@ def main() -> None:
         rate = f"{case.operations / best / 1e9:10.1f}" if case.operations else " " * 10
         speed = case.moved / best / 1e9
         print(
-            f"{case.kernel:14}{case.shape:44}{best * 1e3:10.4f}{rate}{speed:8.1f}{others:8.2f}",
+            f"{case.kernel:17}{case.shape:44}{best * 1e3:10.4f}{rate}{speed:8.1f}{others:8.2f}",
             flush=True,
         )
 

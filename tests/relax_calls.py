@@ -11,7 +11,7 @@ from targets.llvm.kernel_calls import static_shape
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One `call_tir` or `call_tir_inplace`."""
+    """One `call_tir` or `call_tir_inplace`; the shape is empty where it gives several tensors."""
 
     kernel: str
     arguments: tuple[relax.Expr, ...]
@@ -54,7 +54,7 @@ def kernel_calls(module: tvm.IRModule, operator: str = "call_tir") -> list[Kerne
         kernel, arguments = call.args[0], call.args[1]
         assert isinstance(kernel, GlobalVar)
         assert isinstance(arguments, relax.Tuple)
-        shape = static_shape(call)
+        shape = static_shape(call) if isinstance(call.ty, relax.TensorType) else ()
         found.append(KernelCall(kernel.name_hint, tuple(arguments.fields), shape))
     return found
 

@@ -26,12 +26,13 @@ def run_main(executable: tvm.runtime.Executable, arrays: Sequence[np.ndarray]) -
     """`main`'s results, in order."""
     assert isinstance(executable, relax.VMExecutable)
     machine = relax.VirtualMachine(executable, tvm.cpu())
-    results = machine["main"](*(_tensor(array) for array in arrays))
+    results = machine["main"](*(as_tensor(array) for array in arrays))
     found = [results] if isinstance(results, tvm.runtime.Tensor) else list(results)
     return [tensor.numpy() for tensor in found]
 
 
-def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+def as_tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    """On the heap, aligned as kernels ask."""
     # Kernels load whole vectors: TVM's own allocation is aligned.
     if array.dtype != ml_dtypes.bfloat16:
         return tvm.runtime.tensor(np.ascontiguousarray(array))

@@ -12,6 +12,7 @@ from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
+from targets.llvm.kernels.quantize_tokens import quantize_tokens
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.silu_mul import silu_mul
 
@@ -29,6 +30,7 @@ def fused_converters(features: CpuFeatures) -> dict[str, FusedConverter]:
         "FusedAttention": partial(_attention, features=features),
         "FusedRMSNorm": partial(_rms_norm, features=features),
         "FusedSiluMul": partial(_silu_mul, features=features),
+        "QuantizedTokens": partial(_quantized_tokens, features=features),
     }
 
 
@@ -126,6 +128,27 @@ def _silu_mul(
     *batch, width = static_shape(gate)
     name = add_kernel(builder, silu_mul(prod(batch), width, features=features), "silu_mul")
     return _by_rows(builder, name, [gate, up], [])
+
+
+def _quantized_tokens(
+    builder: relax.BlockBuilder,
+    inputs: Sequence[relax.Expr],
+    _attributes: Attributes,
+    *,
+    features: CpuFeatures,
+) -> relax.Expr:
+    """QuantizedTokens(x[1, T, K]): codes and scales, widened for whoever wants floats."""
+    (x,) = (_bound(builder, value) for value in inputs)
+    *batch, width = static_shape(x)
+    rows = prod(batch)
+    name = add_kernel(builder, quantize_tokens(rows, width, features=features), "quantize_tokens")
+    out_ty = [relax.TensorType([rows, width], "int8"), relax.TensorType([rows], "float32")]
+    flat = builder.emit(relax.op.reshape(x, [rows, width]))
+    both = builder.emit(relax.call_tir(name, [flat], out_ty=out_ty))
+    codes, scales = (builder.emit(relax.TupleGetItem(both, i)) for i in range(2))
+    shaped = builder.emit(relax.op.reshape(codes, [*batch, width]))
+    zero = relax.const(0, "int8")
+    return relax.op.dequantize(shaped, scales, zero, axis=len(batch) - 1, out_dtype="float32")
 
 
 def _by_rows(

@@ -1,29 +1,38 @@
-"""Linears become calls to the product kernel, before anything is legalized.
+"""Linears become calls to the product kernels, before anything is legalized.
 
     matmul(x, permute_dims(astype(W[out, in]))) (+ bias)  ->  call_tir(linear, [x, W, bias])
+    matmul(x, permute_dims(dequantize(W, s))) (+ bias)    ->  call_tir(linear, [x, W, s, bias])
+    and where x is dequantize(codes, scales) as well
+                              ->  call_tir(integer_linear, [codes, scales, W, s, bias])
 
-The weight stays in its storage dtype; the kernel widens it in registers. A product that is no
-linear (no parameter, or not transposed) is left to TVM.
+The weight stays in its storage dtype; a kernel widens it in registers, or multiplies its codes as
+they are. Codes and an int8 weight with groups multiply in floats. A product that is no linear (no
+parameter, or not transposed) is left to TVM.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import TypeGuard
 
 import tvm
 from tvm import relax
-from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape
+from targets.llvm.kernels.byte_products import EXACT_INPUTS
+from targets.llvm.kernels.integer_linear import integer_linear
 from targets.llvm.kernels.linear import linear
+from targets.llvm.stored_operands import Codes, Operands, StoredMatrix, is_call
 
-_STORED = ("float32", "bfloat16", "float16")
 
+@dataclass(frozen=True)
+class _Product:
+    """A linear's operands: x, or the codes that it is made of, and the weight."""
 
-def _is_call(value: relax.Expr | None, name: str) -> TypeGuard[relax.Call]:
-    return isinstance(value, relax.Call) and value.op == Op.get(f"relax.{name}")
+    x: relax.Expr
+    weight: StoredMatrix
+    codes: Codes | None
 
 
 @mutator
@@ -31,75 +40,82 @@ class _LinearLowering(PyExprMutator):
     def __init__(self, module: tvm.IRModule, features: CpuFeatures) -> None:
         super().__init__(module)
         self.features = features
+        self.operands = Operands(self.lookup_binding)
         # result of a linear without bias -> its operands, until its bias is found
-        self.products: dict[relax.Expr, tuple[relax.Expr, relax.Expr]] = {}
+        self.products: dict[relax.Expr, _Product] = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         visited = super().visit_call_(call)
-        if _is_call(visited, "matmul"):
+        if is_call(visited, "matmul"):
             return self._product(visited)
-        if _is_call(visited, "add"):
+        if is_call(visited, "add"):
             return self._sum(visited)
         return visited
 
-    def _behind(self, value: relax.Expr) -> relax.Expr | None:
-        return self.lookup_binding(value) if isinstance(value, relax.Var) else value
-
     def _renamed(self, value: relax.Expr) -> relax.Expr:
         """What a variable that is bound to another variable stands for."""
-        behind = self._behind(value)
+        behind = self.lookup_binding(value) if isinstance(value, relax.Var) else value
         while isinstance(behind, relax.Var):
-            value, behind = behind, self._behind(behind)
+            value, behind = behind, self.lookup_binding(behind)
         return value
 
-    def _weight(self, value: relax.Expr) -> relax.Expr | None:
-        """The stored [out, in] parameter behind permute_dims and, perhaps, astype."""
-        turned = self._behind(value)
-        if not _is_call(turned, "permute_dims") or len(static_shape(turned.args[0])) != 2:
-            return None
-        stored = turned.args[0]
-        widened = self._behind(stored)
-        if _is_call(widened, "astype"):
-            stored = widened.args[0]
-        is_parameter = isinstance(stored, relax.Var) and self.lookup_binding(stored) is None
-        return stored if is_parameter and dtype_of(stored) in _STORED else None
-
     def _product(self, call: relax.Call) -> relax.Expr:
-        x, weight = call.args[0], self._weight(call.args[1])
+        x, weight = call.args[0], self.operands.weight(call.args[1])
         if weight is None or dtype_of(x) != "float32":
             return call
-        result = self._emit(x, weight, None)
-        self.products[result] = (x, weight)
+        product = _Product(x, weight, self._codes(x, weight))
+        result = self._emit(product, None)
+        self.products[result] = product
         return result
+
+    def _codes(self, x: relax.Expr, weight: StoredMatrix) -> Codes | None:
+        """The codes behind x, where the weight is int8 with a scale for each output alone."""
+        is_exact = static_shape(x)[-1] <= EXACT_INPUTS
+        if weight.scale is None or weight.group or not is_exact:
+            return None
+        return self.operands.codes(x)
 
     def _sum(self, call: relax.Call) -> relax.Expr:
         for summand, bias in (tuple(call.args), tuple(call.args)[::-1]):
-            product = self._renamed(summand)
-            if product not in self.products or len(static_shape(bias)) != 1:
+            product = self.products.get(self._renamed(summand))
+            if product is None or len(static_shape(bias)) != 1:
                 continue
-            x, weight = self.products[product]
-            if static_shape(bias) == static_shape(weight)[:1]:
-                return self._emit(x, weight, bias)
+            if static_shape(bias) == static_shape(product.weight.values)[:1]:
+                return self._emit(product, bias)
         return call
 
-    def _emit(self, x: relax.Expr, weight: relax.Expr, bias: relax.Expr | None) -> relax.Var:
-        *batch, inputs = static_shape(x)
-        rows, outputs = prod(batch), static_shape(weight)[0]
+    def _emit(self, product: _Product, bias: relax.Expr | None) -> relax.Var:
+        *batch, inputs = static_shape(product.x)
+        rows, outputs = prod(batch), static_shape(product.weight.values)[0]
+        x = product.x if product.codes is None else product.codes.values
+        flat = self.builder_.emit(relax.op.reshape(x, [rows, inputs]))
+        kernel = self._kernel(product, rows, has_bias=bias is not None)
+        scales = None if product.codes is None else product.codes.scales
+        given = (flat, scales, product.weight.values, product.weight.scale, bias)
+        arguments: Sequence[relax.Expr] = [one for one in given if one is not None]
+        result = self.builder_.emit(
+            relax.call_tir(kernel, arguments, out_ty=relax.TensorType([rows, outputs], "float32"))
+        )
+        return self.builder_.emit(relax.op.reshape(result, [*batch, outputs]))
+
+    def _kernel(self, product: _Product, rows: int, *, has_bias: bool) -> tvm.ir.GlobalVar:
+        weight = product.weight
+        outputs, inputs = static_shape(weight.values)
+        if product.codes is not None:
+            kernel = integer_linear(
+                rows, outputs, inputs=inputs, has_bias=has_bias, features=self.features
+            )
+            return add_kernel(self.builder_, kernel, "integer_linear")
         kernel = linear(
             rows,
             outputs,
             inputs=inputs,
-            weight_dtype=dtype_of(weight),
-            has_bias=bias is not None,
+            weight_dtype=dtype_of(weight.values),
+            has_bias=has_bias,
             features=self.features,
+            group=weight.group,
         )
-        name = add_kernel(self.builder_, kernel, "linear")
-        flat = self.builder_.emit(relax.op.reshape(x, [rows, inputs]))
-        arguments: Sequence[relax.Expr] = [flat, weight] if bias is None else [flat, weight, bias]
-        result = self.builder_.emit(
-            relax.call_tir(name, arguments, out_ty=relax.TensorType([rows, outputs], "float32"))
-        )
-        return self.builder_.emit(relax.op.reshape(result, [*batch, outputs]))
+        return add_kernel(self.builder_, kernel, "linear")
 
 
 def lower_linears(module: tvm.IRModule, features: CpuFeatures) -> tvm.IRModule:

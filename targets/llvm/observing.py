@@ -6,19 +6,21 @@ its arguments, outputs last (https://github.com/apache/tvm/blob/main/src/runtime
 an argument of one, and other arguments say which: a weight's address belongs to a module, a cache's
 to a layer.
 
-    rms_norm(x, weight, y)            x: embed, resid1, resid2    y: norm1, norm2, norm
-    linear(x, weight, [bias,] y)      x: attn, act                y: q, k, v, o, gate, up, down
-    cache_update(cache, rows, ..)     rows: k_rot
-    attention(q, keys, values, ..)    q: q_rot, then keys and values, the rows that were written
+    rms_norm(x, weight, y)                    x: embed, resid1, resid2    y: norm1, norm2, norm
+    linear(x, weight, [scale, bias,] y)       x: attn, act                y: q, k, v, o, gate, ..
+    integer_linear(codes, scales, weight, ..) the same; x is what quantize_tokens made the codes of
+    cache_update(cache, rows, ..)             rows: k_rot
+    attention(q, keys, values, ..)            q: q_rot, then keys and values, the rows written
 
-A product by TVM (an int8 weight, 16-bit arithmetic) shows the same where its result is the
-module's; a weight that a kernel widened or turned first still is that module's. What follows from
-no address is not shown: q, k and v of one joined weight, gate and up likewise, o and down where TVM
-added the residual in the same kernel, norms and attention that were not fused.
+A product by TVM (16-bit arithmetic) shows the same where its result is the module's; a weight that
+a kernel widened or turned first still is that module's. What follows from no address is not shown:
+q, k and v of one joined weight, gate and up likewise, o and down where TVM added the residual in
+the same kernel, norms and attention that were not fused.
 
 Taps come in the order of the kernels, inputs before a kernel runs and outputs after it, so k_rot
-stands before q_rot. A value that an observer puts in place is written where it lies. The residual's
-next sum must read it there too: where a norm reads a copy (`cast-dtype`), replacing is refused.
+stands before q_rot. A value that an observer puts in place is written where it lies, or rounded to
+codes again. The residual's next sum must read it there too: where a norm reads a copy
+(`cast-dtype`), replacing is refused.
 """
 
 import re
@@ -32,6 +34,7 @@ from compiler.contracts.bundle import ModuleEntry
 from compiler.contracts.errors import TargetError
 from compiler.contracts.taps import Observer, Tap
 from compiler.relax.lean import import_tvm_ffi
+from targets.llvm.rounded_tokens import RoundedTokens
 
 if TYPE_CHECKING:
     import tvm_ffi
@@ -52,7 +55,9 @@ _LEFT = {
 _FINAL_NORM = "model.norm"
 _RESIDUALS = ("embed", "resid1", "resid2")
 # Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
-_OF_MODULE = re.compile(r"(rms_norm|linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*")
+_OF_MODULE = re.compile(
+    r"(rms_norm|linear|integer_linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*"
+)
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -137,6 +142,8 @@ class Instrument:
         self._shown: set[Tap] = set()
         # Address of a weight in another form -> the parameters that it was made of.
         self._forms: dict[int, frozenset[str]] = {}
+        # Address of int8 codes -> the value that they were made of.
+        self._rounded: dict[int, RoundedTokens] = {}
         # Address and tap of a replaced residual that no sum has read yet.
         self._unread: tuple[int, Tap] | None = None
         self._raised: BaseException | None = None
@@ -180,6 +187,9 @@ class Instrument:
             return
         try:
             tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
+            if name.startswith("integer_linear"):
+                # As `linear` has them: (x, weight, ..), without the scales of x.
+                del tensors[1]
             self._before(name, tensors) if is_before else self._after(name, tensors)
         except BaseException as e:
             self._raised = e
@@ -187,8 +197,11 @@ class Instrument:
 
     def _before(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         self._note_reading(tensors)
+        self._note_rounding(kernel, tensors)
         for tap, rows in self._inputs(kernel, tensors):
             is_replaced = self._show(tap, rows)
+            if is_replaced and (rounded := self._rounded.get(tensors[0].data_ptr())):
+                rounded.round_again()
             is_added_later = tap.point in _RESIDUALS and tap != self._taken[_FINAL_NORM]
             if is_replaced and is_added_later:
                 self._unread = (tensors[0].data_ptr(), tap)
@@ -244,10 +257,20 @@ class Instrument:
         if _module_of(made_of) is not None:
             self._forms[tensors[-1].data_ptr()] = made_of
 
+    def _note_rounding(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
+        """Keep what is about to be rounded: the products read its codes alone."""
+        self._rounded.pop(tensors[-1].data_ptr() if tensors else 0, None)
+        if kernel.startswith("quantize_tokens"):
+            x, codes, scales = tensors
+            self._rounded[codes.data_ptr()] = RoundedTokens(memory_of(x).copy(), codes, scales)
+
     def _by_token(self, tap: Tap, tensor: "tvm_ffi.Tensor") -> Iterator[tuple[Tap, np.ndarray]]:
         """The real tokens' rows of a value; nothing where it has not a row for each token."""
         shape = tuple(tensor.shape)
-        if shape[:1] == (self._tokens,) or shape[:2] == (1, self._tokens):
+        if str(tensor.dtype) == "int8":
+            if rounded := self._rounded.get(tensor.data_ptr()):
+                yield tap, rounded.rows[: self._valid]
+        elif shape[:1] == (self._tokens,) or shape[:2] == (1, self._tokens):
             yield tap, memory_of(tensor).reshape(self._tokens, -1)[: self._valid]
 
     def _show(self, tap: Tap, rows: np.ndarray) -> bool:

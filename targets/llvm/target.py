@@ -25,6 +25,8 @@ from targets.llvm.link import find_linker
 
 LIBRARY = "module.so"
 _STORAGE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Of a model of dtype int8: what its other matrices are stored in, where the YAML does not say.
+_BESIDE_INT8 = "bf16"
 # Options of the accelerator that existing files carry; this target has no use for them.
 _FOREIGN_OPTIONS = ("data_type", "gather_data_vccl_dsp_enable")
 
@@ -88,7 +90,7 @@ class LLVMTarget(Target):
             PassChoice("fuse-attention"),
             PassChoice("fuse-rms-norm"),
             PassChoice("fuse-silu-mul"),
-            PassChoice("store-weights", {"dtype": _STORAGE[options.dtype]}),
+            PassChoice("store-weights", {"dtype": _STORAGE[_float_dtype(options)]}),
         )
 
     def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
@@ -158,6 +160,11 @@ class LLVMTarget(Target):
         from targets.llvm.lowered import LoweredRunner
 
         return LoweredRunner(model, features=_features(options), threads=_threads(options))
+
+
+def _float_dtype(options: TargetOptions) -> str:
+    """What the matrices that are no integers are stored in."""
+    return (options.compute_dtype or _BESIDE_INT8) if options.dtype == "int8" else options.dtype
 
 
 def _features(options: TargetOptions) -> CpuFeatures:

@@ -45,7 +45,7 @@ def typed(dtype: str, lanes: int) -> str:
 
 
 def splat(value: float | Expr, lanes: int) -> Expr:
-    """A vector with `value` (fp32) in every lane."""
+    """A vector with `value` in every lane; a plain number is fp32."""
     scalar = tirx.const(value, "float32") if isinstance(value, int | float) else value
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
@@ -67,11 +67,11 @@ def slice_of(start: Expr | int, lanes: int) -> Expr | int:
 
 
 def load(buffer: Buffer, indices: Sequence[Expr | int], lanes: int) -> Expr:
-    """`lanes` neighbouring elements as fp32; bf16 and fp16 are widened in registers."""
+    """`lanes` neighbouring elements as fp32; 16 bits and int8 are widened in registers."""
     value = buffer[(*indices[:-1], slice_of(indices[-1], lanes))]
     if buffer.dtype == "float32":
         return value
-    if buffer.dtype == "float16":
+    if buffer.dtype in ("float16", "int8"):
         return T.cast(value, typed("float32", lanes))
     assert buffer.dtype == "bfloat16", buffer.dtype
     bits = T.cast(T.reinterpret(typed("uint16", lanes), value), typed("uint32", lanes))
@@ -110,15 +110,17 @@ def prefetch(buffer: Buffer, indices: Sequence[Expr | int]) -> None:
     T.evaluate(hint)
 
 
-def register(lanes: int, *, value: float | Expr = 0.0) -> Buffer:
-    """Emit a variable of one fp32 vector, set to `value`; LLVM promotes it to a register.
+def register(lanes: int, *, value: float | Expr = 0.0, dtype: str = "float32") -> Buffer:
+    """Emit a variable of one vector, set to `value`; LLVM promotes it to a register.
 
     Its scope is `global`: TVM keeps small `global` buffers on the stack, and asks the heap for
     `local` ones (lower_tvm_builtin.cc). Its elements are scalars: StorageRewrite shares memory
     between buffers whose lifetimes are disjoint, and refuses vectors where the other has scalars.
     """
-    variable = T.alloc_buffer((lanes,), "float32")
-    assign(variable, splat(value, lanes) if isinstance(value, int | float) else value)
+    variable = T.alloc_buffer((lanes,), dtype)
+    if isinstance(value, int | float):
+        value = splat(tirx.const(value, dtype), lanes)
+    assign(variable, value)
     return variable
 
 

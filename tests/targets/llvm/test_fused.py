@@ -20,6 +20,7 @@ def test_the_operators_that_it_takes():
         "FusedAttention",
         "FusedRMSNorm",
         "FusedSiluMul",
+        "QuantizedTokens",
     ]
 
 

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 import tvm
 from program_runs import run_program
+from relax_calls import kernel_calls, operators
 from relax_runs import arguments, run_main
 from rewritten_model import LAYERS, NAME, rewritten
 from traced_models import WINDOW, TracedModels
+from tvm import relax
 
 from compiler.contracts.program import Phase, Program
 from compiler.relax import relax_from_program
 from passes.annotate_int8_qdq import AnnotateInt8QDQ, Operator
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
+from targets.llvm.kernel_calls import dtype_of
+from targets.llvm.linears import lower_linears
 from targets.llvm.pipeline import pipeline
 
 pytestmark = pytest.mark.slow
@@ -60,6 +64,11 @@ def test_a_tiny_model_equals_onnxruntime(
     )
     checkpoint = traced_models.checkpoint(NAME, layers=LAYERS)
     assert module.script().count("R.dequantize(") == 7
+    taken = relax.transform.DeadCodeElimination()(lower_linears(module, features))
+    linears = [call for call in kernel_calls(taken) if call.kind == "linear"]
+    read = [dtype_of(call.arguments[1]) for call in linears]
+    assert sorted(read) == ["bfloat16", *["int8"] * 7]
+    assert not {"matmul", "dequantize"} & operators(taken)
     for past, valid in lengths:
         _, inputs = quantized(traced_models, phase, operator, past=past, valid=valid)
         wanted = run_program(program, inputs, checkpoint)

@@ -88,10 +88,20 @@ def test_the_fingerprint_is_what_decides_the_code():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")]
+    ("dtype", "compute", "stored"),
+    [
+        ("fp32", "", "float32"),
+        ("bf16", "", "bfloat16"),
+        ("fp16", "", "float16"),
+        ("int8", "", "bfloat16"),
+        ("int8", "fp32", "float32"),
+        ("int8", "fp16", "float16"),
+        # Elsewhere the dtype says all.
+        ("bf16", "fp32", "bfloat16"),
+    ],
 )
-def test_its_passes_are_registered_and_store_the_dtype(dtype: str, stored: str):
-    choices = LLVMTarget().passes(replace(OPTIONS, dtype=dtype))
+def test_its_passes_are_registered_and_store_the_dtype(dtype: str, compute: str, stored: str):
+    choices = LLVMTarget().passes(replace(OPTIONS, dtype=dtype, compute_dtype=compute))
     assert PassChoice("store-weights", {"dtype": stored}) in choices
     assert {choice.name for choice in choices} <= set(registry.passes())
 

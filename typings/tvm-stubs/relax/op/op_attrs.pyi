@@ -5,3 +5,6 @@ from tvm.ir import Attrs
 class TakeAttrs(Attrs):
     axis: int | None
     mode: str
+
+class QuantizeAttrs(Attrs):
+    axis: int
