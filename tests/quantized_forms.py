@@ -33,7 +33,8 @@ QUANTIZED_TOKENS = onnx.parser.parse_function(
 
 def quantized(weight: Weight, *, bits: int, group: int) -> tuple[Weight, Weight]:
     """Codes and scales of what a parameter [out, in] of int8 codes was made of."""
-    made_of = concat([part.operands[0] for part in quantized_parts(weight)])
+    parts = [part.operands[0] for part in quantized_parts(weight)]
+    made_of = parts[0] if len(parts) == 1 else concat(parts)
     return (
         quantize(made_of, axis=0, bits=bits, group=group),
         scale(made_of, axis=0, bits=bits, group=group),

@@ -21,7 +21,7 @@ HEADER_LIMIT = 100_000_000
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
-_MODEL_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MODEL_DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DAMAGED = "the file is damaged or was not copied whole: download or copy it again"
 
 
@@ -36,8 +36,12 @@ class _Entry:
     end: int
 
 
-def tensors_in(path: Path) -> dict[str, StoredTensor]:
+def tensors_in(path: Path, *, dtypes: Mapping[str, str] = MODEL_DTYPES) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, by name.
+
+    Args:
+        path: The file.
+        dtypes: What may be in it: the format's name of a type -> ours.
 
     Raises:
         CheckpointError: The header is malformed, the file is truncated, or a dtype is not
@@ -49,12 +53,10 @@ def tensors_in(path: Path) -> dict[str, StoredTensor]:
         _parse_entry(path, name, declared) for name, declared in header.items() if name != _METADATA
     ]
     _check_layout(path, entries, data_start=data_start, size=size)
-    _check_dtypes(path, entries)
-    _check_sizes(path, entries)
+    _check_dtypes(path, entries, dtypes)
+    _check_sizes(path, entries, dtypes)
     return {
-        entry.name: StoredTensor(
-            path, data_start + entry.begin, entry.shape, _MODEL_DTYPES[entry.dtype]
-        )
+        entry.name: StoredTensor(path, data_start + entry.begin, entry.shape, dtypes[entry.dtype])
         for entry in entries
     }
 
@@ -120,17 +122,17 @@ def _check_layout(path: Path, entries: list[_Entry], *, data_start: int, size: i
         raise _damage(path, f"{extra} bytes after the last tensor belong to no tensor")
 
 
-def _check_dtypes(path: Path, entries: list[_Entry]) -> None:
+def _check_dtypes(path: Path, entries: list[_Entry], dtypes: Mapping[str, str]) -> None:
     refused: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.dtype not in _MODEL_DTYPES:
+        if entry.dtype not in dtypes:
             refused.setdefault(entry.dtype, []).append(entry.name)
     errors: list[CompilerError] = [
         CheckpointError(
             f"tensor '{names[0]}' is {dtype}"
             + (f", and so are {len(names) - 1} more" if len(names) > 1 else ""),
             where=str(path),
-            hint=f"weights are read as {', '.join(_MODEL_DTYPES)}; use the unquantized checkpoint",
+            hint=f"weights are read as {', '.join(dtypes)}; use the unquantized checkpoint",
             code="tensor-dtype",
         )
         for dtype, names in sorted(refused.items())
@@ -138,9 +140,9 @@ def _check_dtypes(path: Path, entries: list[_Entry]) -> None:
     raise_all(errors)
 
 
-def _check_sizes(path: Path, entries: list[_Entry]) -> None:
+def _check_sizes(path: Path, entries: list[_Entry], dtypes: Mapping[str, str]) -> None:
     for entry in entries:
-        expected = prod(entry.shape) * DTYPES[_MODEL_DTYPES[entry.dtype]].itemsize
+        expected = prod(entry.shape) * DTYPES[dtypes[entry.dtype]].itemsize
         if expected != entry.end - entry.begin:
             shape = list(entry.shape)
             raise _damage(

@@ -116,7 +116,6 @@ class LayeredModel:
         hidden: np.ndarray,
         *,
         weights: Mapping[str, np.ndarray] | None = None,
-        watch: Watch | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """What a layer makes of hidden states.
@@ -125,27 +124,51 @@ class LayeredModel:
             layer: Which.
             hidden: float32 [samples, tokens, width].
             weights: Instead of a parameter's float value, in that shape (`layer_weights`).
-            watch: Shown what each operand of a quantized linear is, once a window.
             out: Where the result goes; may be `hidden` itself.
         """
-        piece = self._pieces.layers[layer]
-        source, target = self._pieces.borders[layer : layer + 2]
-        operands = dict.fromkeys(linear.operand for linear in self.linears(layer))
-        run = self._runner(piece, self._parameters(piece) | dict(weights or {}))
+        target = self._pieces.borders[layer + 1]
         result = np.empty_like(hidden) if out is None else out
+        for sample, window, made in self._layer_calls(layer, hidden, weights or {}):
+            span = slice(window.past, window.past + window.valid)
+            result[sample, span] = made[target][0, : window.valid]
+        return result
+
+    def watch_layer(
+        self,
+        layer: int,
+        hidden: np.ndarray,
+        watch: Watch,
+        *,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Show what each operand of a layer's quantized linears is, window by window.
+
+        Args:
+            layer: Which.
+            hidden: What the layer takes.
+            watch: Called once a window for each operand.
+            weights: As for `run_layer`.
+        """
+        operands = dict.fromkeys(linear.operand for linear in self.linears(layer))
+        for _, window, made in self._layer_calls(layer, hidden, weights or {}):
+            for operand in operands:
+                rows = made[operand][0, : window.valid]
+                watch(operand, rows.astype(np.float32, copy=False))
+
+    def _layer_calls(
+        self, layer: int, hidden: np.ndarray, weights: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[int, _Window, dict[str, np.ndarray]]]:
+        """A layer's graph, sample by sample and window by window: what each call gives."""
+        piece, source = self._pieces.layers[layer], self._pieces.borders[layer]
+        run = self._runner(piece, self._parameters(piece) | dict(weights))
         for sample, states in enumerate(hidden):
             caches: dict[str, np.ndarray] = {}
             for window in self._windows(hidden.shape[1]):
                 span = slice(window.past, window.past + window.valid)
                 given = {source: self._padded(states[None, span]), **self._lengths(window)}
                 made = run({**given, **self._empty_caches(piece, window.past), **caches})
-                result[sample, span] = made[target][0, : window.valid]
                 caches = self._carried(piece, made, window)
-                if watch is not None:
-                    for operand in operands:
-                        rows = made[operand][0, : window.valid]
-                        watch(operand, rows.astype(np.float32, copy=False))
-        return result
+                yield sample, window, made
 
     def head(
         self, hidden: np.ndarray, weights: Mapping[str, np.ndarray] | None = None

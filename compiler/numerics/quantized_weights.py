@@ -54,7 +54,11 @@ def module_of_part(part: Weight) -> str:
     return part.sources()[0].removesuffix(".weight")
 
 
-def bits_and_group(part: Weight) -> tuple[int, int]:
-    """Bits of a code, and inputs that share a scale, all of them where the expression says 0."""
-    bits, group = (int(attribute) for attribute in part.attributes or _PLAIN)
-    return bits, group or part.operands[0].shape[1]
+def bits_of(part: Weight) -> int:
+    """Bits of a code of a `quantize` expression."""
+    return int((part.attributes or _PLAIN)[0])
+
+
+def group_of(part: Weight) -> int:
+    """Inputs that share a scale, as the expression has it: 0 for all."""
+    return int((part.attributes or _PLAIN)[1])
