@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_compare(verbs)
     _add_evaluate(verbs)
+    _add_sensitivity(verbs)
     _add_check(verbs)
     _add_bisect(verbs)
     _add_passes(verbs)
@@ -231,6 +232,19 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         help="fail when the perplexity is more than this share over the float model's",
     )
     verb.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+
+
+def _add_sensitivity(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "sensitivity", "rank weights by what quantizing each alone costs")
+    _add_yaml(verb)
+    verb.add_argument("--target", metavar="NAME", help="the target, in place of backend.type")
+    verb.add_argument(
+        "--samples",
+        type=int,
+        default=4,
+        metavar="N",
+        help="windows of the calibration data, at most dataset.nsamples (4)",
+    )
 
 
 def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:

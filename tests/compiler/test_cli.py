@@ -82,7 +82,8 @@ def errors(output: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "build", "run", "compare", "evaluate", "check", "bisect", "passes"]
+    "verb",
+    ["", "build", "run", "compare", "evaluate", "sensitivity", "check", "bisect", "passes"],
 )
 def test_help_imports_nothing_heavy(verb):
     code = (

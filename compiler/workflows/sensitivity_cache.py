@@ -1,0 +1,59 @@
+"""What was measured of rounding, kept in the user's cache by the content of all that decides it.
+
+A lost, damaged or unwritable entry costs one more measurement, never an error.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from compiler.atomic_file import partial_file
+from compiler.contracts.errors import RunError
+from compiler.contracts.program import Program
+from compiler.contracts.weights import CheckpointRef
+from compiler.hashing import user_cache
+from compiler.workflows.plan import tool_versions
+
+Found = TypeVar("Found")
+
+logger = logging.getLogger(__name__)
+
+
+def measurement_key(program: Program, checkpoint: CheckpointRef, tokens: np.ndarray) -> str:
+    """sha256 over the graph, its weights' expressions, the checkpoint, the tokens and the tools."""
+    assert checkpoint.digest, "a hashed checkpoint"
+    weights = {name: weight.key for name, weight in program.weights.items()}
+    facts = json.dumps([checkpoint.digest, weights, tool_versions(), tokens.shape], sort_keys=True)
+    digest = hashlib.sha256(facts.encode())
+    digest.update(program.model().SerializeToString(deterministic=True))
+    digest.update(np.ascontiguousarray(tokens, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def remembered(key: str, kind: TypeAdapter[Found], make: Callable[[], Found]) -> Found:
+    """What is kept under `key`, or what `make` gives, which is kept then."""
+    file = user_cache() / "sensitivity" / f"{key}.json"
+    known = _read(file, kind)
+    if known is not None:
+        return known
+    made = make()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(file) as partial:
+            partial.write_text(json.dumps(kind.dump_python(made)), encoding="utf-8")
+    except (OSError, RunError) as error:
+        logger.info("%s is not remembered: %s", file.name, error)
+    return made
+
+
+def _read(file: Path, kind: TypeAdapter[Found]) -> Found | None:
+    try:
+        return kind.validate_python(json.loads(file.read_bytes()))
+    except (OSError, ValueError):  # pydantic's is one
+        return None
