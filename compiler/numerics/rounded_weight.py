@@ -37,5 +37,5 @@ def _rounded(codes: Weight, read: RowReader) -> np.ndarray:
     (operand,) = codes.operands
     length = group_of(codes) or operand.shape[1]
     groups = value(operand, read).astype(np.float32, copy=False).reshape(-1, length)
-    scales = int8_scales(groups, bits=bits_of(codes), tensors=operand.sources(), first_row=0)[:, None]
-    return (np.rint(groups / scales) * scales).reshape(codes.shape)
+    scales = int8_scales(groups, bits=bits_of(codes), tensors=operand.sources(), first_row=0)
+    return (np.rint(groups / scales[:, None]) * scales[:, None]).reshape(codes.shape)

@@ -1,15 +1,12 @@
-"""config -> what a quantizer measures on: the programs behind all passes, and tokens to read."""
+"""config -> what a quantizer measures on: the programs behind all passes."""
 
 from dataclasses import replace
 
 from compiler import registry
-from compiler.calibration_data import CalibrationSamples, calibration_samples
 from compiler.config import BuildConfig
 from compiler.contracts.program import ProgramSet
-from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.rewrite import rewrite
-from compiler.text import Text
 from compiler.workflows.frontend import enter
 from compiler.workflows.pass_plan import planned_passes
 
@@ -24,28 +21,3 @@ def quantized_programs(config: BuildConfig, checkpoint: CheckpointRef) -> Progra
     programs = enter(replace(config, verify="off"), checkpoint).programs
     relaxed = [replace(planned, expected=None) for planned in passes]
     return rewrite(programs, relaxed, is_verified=False).programs
-
-
-def calibration_tokens(
-    config: BuildConfig, checkpoint: CheckpointRef, *, samples: int, progress: Progress
-) -> CalibrationSamples:
-    """At most `samples` windows of the YAML's `dataset`, each at most the context long.
-
-    Raises:
-        ConfigError: The section contradicts itself.
-        DatasetError: The data is missing, damaged, of another form, or too little.
-        RunError: There is no tokenizer.
-    """
-    context = config.frontend.shape.context_or_window
-    dataset = config.dataset.model_copy(
-        update={
-            "nsamples": min(samples, config.dataset.nsamples),
-            "seqlen": min(config.dataset.seqlen, context),
-        }
-    )
-    return calibration_samples(
-        dataset,
-        base=config.path.absolute().parent,
-        tokenize=Text.open(checkpoint.path).encode,
-        note=progress.note,
-    )

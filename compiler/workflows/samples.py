@@ -20,9 +20,19 @@ def needs_samples(config: BuildConfig) -> bool:
 
 
 def samples_of(
-    config: BuildConfig, checkpoint: CheckpointRef, note: Callable[[str], None]
+    config: BuildConfig,
+    checkpoint: CheckpointRef,
+    note: Callable[[str], None],
+    *,
+    most: int | None = None,
 ) -> CalibrationSamples:
     """Read them. A `seqlen` that the YAML leaves out is cut to the context.
+
+    Args:
+        config: Its `dataset`.
+        checkpoint: With its tokenizer.
+        note: Told where the text that comes with the package takes the place of a file.
+        most: Read at most so many samples.
 
     Raises:
         ConfigError: A sample is longer than the context, or there is no tokenizer.
@@ -32,6 +42,8 @@ def samples_of(
     dataset = config.dataset
     if "seqlen" not in dataset.model_fields_set:
         dataset = dataset.model_copy(update={"seqlen": min(dataset.seqlen, context)})
+    if most is not None:
+        dataset = dataset.model_copy(update={"nsamples": min(most, dataset.nsamples)})
     if dataset.seqlen > context:
         raise ConfigError(
             f"dataset.seqlen: samples of {dataset.seqlen} tokens do not fit the context of"

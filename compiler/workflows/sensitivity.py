@@ -12,7 +12,8 @@ from compiler.contracts.sensitivity import Exclusion, ModuleLoss, Sensitivity
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.sensitivity import RoundingLoss, exclude_for, ranked
 from compiler.workflows.frontend import locate
-from compiler.workflows.quantized_model import calibration_tokens, quantized_programs
+from compiler.workflows.quantized_model import quantized_programs
+from compiler.workflows.samples import samples_of
 from compiler.workflows.sensitivity_cache import measurement_key, remembered
 
 _RANKING = TypeAdapter(tuple[ModuleLoss, ...])
@@ -37,7 +38,7 @@ def sensitivity(
     progress = progress or Progress()
     _refuse_floats(config)
     checkpoint = locate(config, progress=progress)
-    read = calibration_tokens(config, checkpoint, samples=samples, progress=progress)
+    read = samples_of(config, checkpoint, progress.note, most=samples)
     programs = quantized_programs(config, checkpoint)
     ranking, exclusion = _measured(config, programs, checkpoint, read.tokens, progress=progress)
     samples, length = read.tokens.shape
