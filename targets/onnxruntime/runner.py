@@ -96,10 +96,10 @@ class OnnxRuntimeRunner(WindowedRunner):
         held = self._caches[names[0]].shape[self._token_axis[names[0]]]
         if stop > held:
             raise TargetError(f"the cache of layer {layer} holds {held} positions, not {stop}")
-        keys, values = (self._rows(name, start, stop) for name in names)
+        keys, values = (self._cached(name, start, stop) for name in names)
         return keys, values
 
-    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def _cached(self, name: str, start: int, stop: int) -> np.ndarray:
         """float32 [stop - start, width] of one cache."""
         rows, scales = (
             np.moveaxis(self._caches[one], self._token_axis[one], 0)[start:stop].astype(np.float32)

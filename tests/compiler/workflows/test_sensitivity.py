@@ -17,7 +17,8 @@ from compiler.contracts.sensitivity import Sensitivity
 from compiler.stages.sensitivity import RoundingLoss
 from compiler.workflows import sensitivity as workflow
 from compiler.workflows.frontend import locate
-from compiler.workflows.quantized_model import calibration_tokens, quantized_programs
+from compiler.workflows.quantized_model import quantized_programs
+from compiler.workflows.samples import samples_of
 from compiler.workflows.sensitivity import excluded_for, sensitivity
 from compiler.workflows.sensitivity_cache import remembered
 
@@ -62,7 +63,7 @@ def independent_loss(config: BuildConfig, exclude: tuple[str, ...]) -> tuple[flo
     frontend = config.frontend.model_copy(update={"quantize": left_out})
     changed = replace(config, frontend=frontend)
     checkpoint = locate(changed, progress=QUIET)
-    read = calibration_tokens(changed, checkpoint, samples=2, progress=QUIET)
+    read = samples_of(changed, checkpoint, QUIET.note, most=2)
     with in_this_process():
         programs = quantized_programs(changed, checkpoint)
     loss = RoundingLoss(programs.programs["prefill"], checkpoint.rows, read.tokens)
@@ -113,7 +114,7 @@ def test_nothing_is_measured_twice(
     checkpoint = locate(config, progress=QUIET)
     with in_this_process():
         programs = quantized_programs(config, checkpoint)
-    tokens = calibration_tokens(config, checkpoint, samples=2, progress=QUIET).tokens
+    tokens = samples_of(config, checkpoint, QUIET.note, most=2).tokens
     with monkeypatch.context() as patch:
         patch.setattr(RoundingLoss, "of_each", None)
         patch.setattr(RoundingLoss, "of", None)
