@@ -75,7 +75,9 @@ _ONNX = {
 }
 # Half a step of what is stored, relative to the largest entry that a scale is for.
 _ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 0.5 / _LARGEST_CODE}
-# Largest error of logits and caches in these units; see the tests for what was measured.
+# Largest error of logits and caches in these units, of int8 in half codes: each layer reads rows
+# that were rounded in all before it. It was 8 at 4 layers, 20 at 24 and 52 at 80 (bfloat16: 32 at
+# most), and 36 on small graphs whose attention picks single rows.
 _ROUNDINGS = 128
 
 

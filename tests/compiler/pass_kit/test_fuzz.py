@@ -90,7 +90,7 @@ def test_earlier_passes_stand_in_an_order_that_they_declare(seed: int):
 
 
 def test_earlier_passes_vary():
-    drawn = [draw_recipe(FoldMask(), seed=seed) for seed in range(80)]
+    drawn = [draw_recipe(FoldMask(), seed=seed) for seed in range(160)]
     assert len({tuple(one.name for one in recipe.earlier) for recipe in drawn}) > 10
     passes = {one for recipe in drawn for one in recipe.earlier}
     stored = {one for one in passes if isinstance(one, StoreWeights)}
