@@ -7,7 +7,7 @@ import numpy as np
 
 from compiler.contracts.int8_scales import int8_scales
 from compiler.contracts.weights import RowReader, Weight, value
-from compiler.numerics.quantized_weights import bits_and_group
+from compiler.numerics.quantized_weights import bits_of, group_of
 
 
 def rounded_weight(codes: Weight, read: RowReader) -> np.ndarray:
@@ -35,7 +35,9 @@ def rounded_weight(codes: Weight, read: RowReader) -> np.ndarray:
 
 def _rounded(codes: Weight, read: RowReader) -> np.ndarray:
     (operand,) = codes.operands
-    bits, group = bits_and_group(codes)
+    group = group_of(codes) or operand.shape[1]
     groups = value(operand, read).astype(np.float32, copy=False).reshape(-1, group)
-    scales = int8_scales(groups, bits=bits, tensors=operand.sources(), first_row=0)[:, None]
+    scales = int8_scales(groups, bits=bits_of(codes), tensors=operand.sources(), first_row=0)[
+        :, None
+    ]
     return (np.rint(groups / scales) * scales).reshape(codes.shape)

@@ -10,6 +10,7 @@ from compiler.contracts.progress import Progress
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.rewrite import rewrite
 from compiler.text import Text
+from compiler.workflows.calibration import sample_length
 from compiler.workflows.frontend import enter
 from compiler.workflows.pass_plan import planned_passes
 
@@ -29,22 +30,19 @@ def quantized_programs(config: BuildConfig, checkpoint: CheckpointRef) -> Progra
 def calibration_tokens(
     config: BuildConfig, checkpoint: CheckpointRef, *, samples: int, progress: Progress
 ) -> CalibrationSamples:
-    """At most `samples` windows of the YAML's `dataset`, each at most the context long.
+    """At most `samples` windows of the YAML's `dataset`.
 
     Raises:
         ConfigError: The section contradicts itself.
         DatasetError: The data is missing, damaged, of another form, or too little.
         RunError: There is no tokenizer.
     """
-    context = config.frontend.shape.context_or_window
-    dataset = config.dataset.model_copy(
-        update={
-            "nsamples": min(samples, config.dataset.nsamples),
-            "seqlen": min(config.dataset.seqlen, context),
-        }
-    )
+    chosen = {
+        "nsamples": min(samples, config.dataset.nsamples),
+        "seqlen": sample_length(config, progress=progress),
+    }
     return calibration_samples(
-        dataset,
+        config.dataset.model_copy(update=chosen),
         base=config.path.absolute().parent,
         tokenize=Text.open(checkpoint.path).encode,
         note=progress.note,
