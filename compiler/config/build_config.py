@@ -212,7 +212,9 @@ def _document(
 
 def _config(path: Path, document: Document, passes: PassSection, source: Source) -> BuildConfig:
     target = resolve_target(document.backend.type)
-    limits = COMPARE_DEFAULTS[document.backend.dtype]
+    # An int8 cache rounds as int8 weights do, whatever the weights are stored in.
+    is_quantized = document.frontend.quantize is not None
+    limits = COMPARE_DEFAULTS["int8" if is_quantized else document.backend.dtype]
     chosen = document.compare.model_dump(exclude_none=True)
     return BuildConfig(
         path=path,

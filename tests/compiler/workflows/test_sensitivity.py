@@ -43,7 +43,7 @@ def quantized(built_bundles: BuiltBundles, tmp_path: Path) -> Callable[..., Path
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree["frontend"]["quantize"] = quantize
         tree["backend"]["dtype"] = "int8"
-        tree["dataset"] = {"type": "text", "path": "data.txt", "nsamples": 3, "seqlen": 512}
+        tree["dataset"] = {"type": "text", "path": "data.txt", "nsamples": 3, "seqlen": 40}
         path.write_text(json.dumps(tree), encoding="utf-8")
         return path
 
@@ -78,8 +78,8 @@ def test_every_weight_is_ranked_once(quantized: Callable[..., Path]) -> None:
     costs = [one.kl for one in found.ranking]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] > 0
-    # Of three windows that the YAML asks for, each cut at the context.
-    assert (found.source, found.samples, found.tokens) == ("text: data.txt", 2, 48)
+    # Of three windows that the YAML asks for.
+    assert (found.source, found.samples, found.tokens) == ("text: data.txt", 2, 40)
     assert found.exclusion is None
 
 
