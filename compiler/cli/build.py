@@ -10,7 +10,11 @@ from compiler.contracts.pass_base import PassRecord
 from compiler.contracts.progress import StageRecord
 from compiler.terminal import Terminal, megabytes, plain
 
+# Of the linears that were calibrated, so many are shown.
+_WORST = 4
+
 if TYPE_CHECKING:
+    from compiler.checkpoints import LinearRecord
     from compiler.workflows.build import BuildResult
 
 
@@ -28,6 +32,7 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
     if not terminal.is_quiet:
         _print_stages(result.stages, terminal)
         _print_passes(result.passes, terminal)
+        _print_calibrated(result.calibrated, terminal)
         if result.evaluation is not None:
             print_evaluation(result.evaluation, terminal)
     terminal.line(str(result.bundle))
@@ -41,6 +46,7 @@ def _json(result: "BuildResult") -> dict[str, object]:
         "up_to_date": result.up_to_date,
         "stages": plain(result.stages),
         "passes": plain(result.passes),
+        "calibrated": plain(result.calibrated),
         "evaluation": plain(result.evaluation),
     }
 
@@ -76,6 +82,21 @@ def _print_passes(passes: Sequence[PassRecord], terminal: Terminal) -> None:
     for record in passes:
         for skip in record.skips:
             terminal.note(f"{record.name} ({record.phase}) skips {skip.node}: {skip.reason}")
+
+
+def _print_calibrated(linears: Sequence["LinearRecord"], terminal: Terminal) -> None:
+    """The linears that GPTQ gained least on, and what all of them gained."""
+    if not linears:
+        return
+    gains = {one.module: one.error / (one.nearest_error or 1.0) for one in linears}
+    worst = sorted(linears, key=lambda one: -gains[one.module])[:_WORST]
+    rows = [
+        (one.module, f"{one.nearest_error:.1e}", f"{one.error:.1e}", f"{gains[one.module]:.2f}")
+        for one in worst
+    ]
+    terminal.table(("least gained by GPTQ", "rounded", "error", "ratio"), rows)
+    total = sum(one.error for one in linears) / (sum(one.nearest_error for one in linears) or 1.0)
+    terminal.note(f"GPTQ: {len(linears)} linears, {total:.3f} of the error of rounding to nearest")
 
 
 def _error(error: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.bundle_place import kept_bundle
+from compiler.checkpoints import LinearRecord
 from compiler.config import BuildConfig
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import BundleError, CompilerError, CompilerErrors
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 class BuildResult:
     """What a build did; `stages` and `passes` are empty when the bundle was up to date.
 
-    `evaluation` is what the YAML's `evaluate` asked for.
+    `evaluation` is what the YAML's `evaluate` asked for; `calibrated` what GPTQ did to each module.
     """
 
     bundle: Path
@@ -47,6 +48,7 @@ class BuildResult:
     stages: tuple[StageRecord, ...]
     passes: tuple[PassRecord, ...]
     evaluation: Evaluation | None = None
+    calibrated: tuple[LinearRecord, ...] = ()
 
 
 def build(
@@ -91,11 +93,12 @@ def build(
             progress=clock.progress,
         )
         check_space(destination, rewritten.programs.stored_bytes())
-    programs = rewritten.programs
+    programs, linears = rewritten.programs, ()
     if is_calibrated(config):
         with clock.stage("calibrate"):
             found = calibrated(config, checkpoint, programs, plan.samples, progress=clock.progress)
-            programs, checkpoint = found.applied(programs), found.checkpoint
+            programs, linears = found.applied(programs), found.linears
+            checkpoint = found.checkpoint
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
             modules = _lower(config, plan.target, programs, Path(scratch))
@@ -111,8 +114,15 @@ def build(
             )
     evaluation = approval.of_placed(bundle)
     logger.info("built %s, digest %s", bundle.path, plan.digest)
-    stages = tuple(clock.records)
-    return BuildResult(bundle.path, plan.digest, False, stages, rewritten.records, evaluation)
+    return BuildResult(
+        bundle.path,
+        plan.digest,
+        up_to_date=False,
+        stages=tuple(clock.records),
+        passes=rewritten.records,
+        evaluation=evaluation,
+        calibrated=linears,
+    )
 
 
 def _whole(destination: Path) -> Bundle:

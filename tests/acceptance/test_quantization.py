@@ -15,6 +15,7 @@ from compiler_process import ROOT, command, environment, run_json
 from process_memory import peak_of
 from pydantic import TypeAdapter
 
+from compiler.checkpoints import LinearRecord
 from compiler.contracts.evaluation import Evaluation
 
 pytestmark = pytest.mark.accept
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.accept
 MODELS = ROOT / "models"
 # Python's own documentation: no model here was calibrated on it.
 TOKENS = 20480
+LINEARS = 210
 # Every row's logits at once, so that a text is read in windows; kernels and weights stay the same.
 ALL_ROWS = ("--set", "frontend.model_kwargs.insert_slice=false")
 FOUR_BITS = ("--set", "frontend.quantize.calib_args.bits=4")
@@ -51,10 +53,10 @@ ROWS = (
     Row("fp32", "smollm2-135m", most=1e-5),
     Row("w8a16, head bf16", "smollm2-135m-w8a16", FLOAT_HEAD, most=0.005),
     Row("w8a16, head int8", "smollm2-135m-w8a16", most=0.005),
-    Row("w8a16_gptq", "smollm2-135m-gptq", most=0.005),
     Row("w8a8", "smollm2-135m-w8a8", most=0.02),
     Row("w16kv8", "smollm2-135m-kv8", most=0.005),
     Row("w8a16kv8", "smollm2-135m-w8a16", ("--set", "frontend.quantize.type=w8a16kv8"), most=0.01),
+    Row("w8a16_gptq", "smollm2-135m-gptq", most=0.005),
     Row("4 bits, rounded", "smollm2-135m-w8a16", (*FLOAT_HEAD, *FOUR_BITS)),
     Row("4 bits, gptq", "smollm2-135m-gptq", FOUR_BITS),
     Row("4 bits in groups of 64, rounded", "smollm2-135m-w8a16", (*FLOAT_HEAD, *GROUPS)),
@@ -90,7 +92,11 @@ def evaluated(row: Row, folder: Path, text: Path) -> Evaluation:
     """Build and evaluate one line; the bundle is removed."""
     yaml = MODELS / f"{row.yaml}.yaml"
     bundle = folder / "bundle"
-    run_json("build", yaml, "-o", bundle, *ALL_ROWS, *row.options, cwd=folder)
+    built = run_json("build", yaml, "-o", bundle, *ALL_ROWS, *row.options, cwd=folder)
+    linears = TypeAdapter(list[LinearRecord]).validate_python(built["calibrated"])
+    worse = [one.module for one in linears if not one.error < one.nearest_error]
+    assert not worse, f"GPTQ gained nothing on {worse}"
+    assert len(linears) == (LINEARS if "gptq" in row.name else 0)
     found = run_json("evaluate", bundle, "--text", text, "--tokens", str(TOKENS), cwd=folder)
     shutil.rmtree(bundle)
     return TypeAdapter(Evaluation).validate_python(
