@@ -42,7 +42,8 @@ def quantized(built_bundles: BuiltBundles, tmp_path: Path) -> Callable[..., Path
         (tmp_path / "data.txt").write_text(" ".join(f"t{word}" for word in words))
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree["frontend"]["quantize"] = quantize
-        tree["backend"]["dtype"] = "int8"
+        # What stays a float is then stored as it is.
+        tree["backend"] |= {"dtype": "int8", "compute_dtype": "fp32"}
         tree["dataset"] = {"type": "text", "path": "data.txt", "nsamples": 3, "seqlen": 40}
         path.write_text(json.dumps(tree), encoding="utf-8")
         return path
@@ -108,7 +109,7 @@ def test_a_budget_holds_in_what_would_be_built(quantized: Callable[..., Path]) -
 def test_nothing_is_measured_twice(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = quantized(type="w8a16", target_loss=1e-7)
+    path = quantized(type="w8a16", calib_args={"bits": 4}, target_loss=0.001)
     config = load_config(path)
     first = measured(path)
     checkpoint = locate(config, progress=QUIET)
@@ -121,7 +122,7 @@ def test_nothing_is_measured_twice(
         assert measured(path) == first
         chosen = excluded_for(config, programs, checkpoint, tokens, progress=QUIET)
         assert first.exclusion is not None
-        assert chosen == first.exclusion.modules
+        assert chosen == first.exclusion.modules != ()
         with pytest.raises(TypeError):  # other tokens
             excluded_for(config, programs, checkpoint, tokens[:1], progress=QUIET)
         for file in (tmp_path / "cache" / "sensitivity").iterdir():
@@ -183,7 +184,7 @@ def test_what_is_no_number_is_remembered(tmp_path: Path) -> None:
 
 
 def test_the_command(quantized: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    path = quantized(type="w8a16", target_loss=1e-9)
+    path = quantized(type="w8a16", calib_args={"bits": 4}, target_loss=0.001)
     with in_this_process():
         command = ["sensitivity", str(path), "--samples", "1"]
         assert main([*command, "--json", "--quiet"]) == 0
