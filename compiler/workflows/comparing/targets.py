@@ -118,6 +118,7 @@ class TargetOpener:
     _traced: ProgramSet | None = field(default=None, init=False)
     _decided: BuildConfig | None = field(default=None, init=False)
     _calibrated: Calibrated | None = field(default=None, init=False)
+    _read: CalibrationSamples | None = field(default=None, init=False)
 
     def check(self, choice: TargetChoice) -> None:
         """Refuse what `open` would, before another target has run for minutes.
@@ -178,9 +179,9 @@ class TargetOpener:
         return self._calibrated
 
     def _samples(self) -> CalibrationSamples | None:
-        if not needs_samples(self.config):
-            return None
-        return samples_of(self.config, self.checkpoint, self.progress.note)
+        if self._read is None and needs_samples(self.config):
+            self._read = samples_of(self.config, self.checkpoint, self.progress.note)
+        return self._read
 
     def passes(self) -> tuple[PlannedPass, ...]:
         """The passes of the build, the target's last; it need not be able to build here."""
