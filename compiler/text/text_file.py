@@ -19,8 +19,8 @@ def read_text(path: Path, *, where: str, hint: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as e:
-        message = f"{path.name} cannot be read: {e.strerror}"
+        message = f"{path} cannot be read: {e.strerror}"
         raise ConfigError(message, where=where, hint=hint, code="usage") from e
     except UnicodeDecodeError as e:
-        message = f"{path.name} is not UTF-8: {e}"
+        message = f"{path} is not UTF-8: {e}"
         raise ConfigError(message, where=where, hint=hint, code="usage") from e

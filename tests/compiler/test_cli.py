@@ -42,6 +42,7 @@ BUILT = SimpleNamespace(
         PassRecord("fold-mask", "decode", 0, (Skip("model/Add", "no mask"),)),
     ),
     evaluation=None,
+    calibrated=(),
 )
 EVALUATION = Evaluation(
     bundle="d" * 64,
@@ -168,6 +169,7 @@ def test_build_passes_its_options_on(workflow, capsys):
             },
         ],
         "evaluation": None,
+        "calibrated": [],
     }
 
 

@@ -347,9 +347,9 @@ def test_a_report_is_written(requests, capsys):
         (["--against", "o.npz", "--inputs", "i.npz"], "--inputs has no say"),
         (["--against", "o.npz", "--prompts", "p.txt"], "--prompts has no say"),
         (["--targets", "o.npz,torch", "--tokens", "4"], "--tokens has no say"),
-        (["--text", "none.txt"], "cannot be read: No such file"),
-        (["--text", "."], "cannot be read: Is a directory"),
-        (["--text", "latin.txt"], "is not UTF-8: 'utf-8' codec"),
+        (["--text", "none.txt"], "none.txt cannot be read: No such file"),
+        (["--text", "."], ". cannot be read: Is a directory"),
+        (["--text", "latin.txt"], "latin.txt is not UTF-8: 'utf-8' codec"),
     ],
 )
 def test_wrong_arguments_of_compare(workflow, capsys, options, message):

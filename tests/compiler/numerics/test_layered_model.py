@@ -92,6 +92,8 @@ def test_it_computes_what_the_float_model_computes(
     found = logits_of(layered(model), TOKENS)[..., :VOCABULARY]
     is_narrow = any(word in point for word in ("float16", "half"))
     atol = 0.2 if "bfloat16" in point else 0.02 if is_narrow else 2e-5
+    if "int8 cache" in point:  # which the twin keeps
+        atol = 0.1
     np.testing.assert_allclose(found, float_logits(name), rtol=0, atol=atol)
 
 
