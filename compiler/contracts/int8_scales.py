@@ -40,10 +40,10 @@ def int8_scales(
 
 
 def quantized_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys or values as an int8 KV cache holds them: each head of a token by its own scale.
+    """Rows that are rounded as they come: a head of a cached token, or what a linear takes.
 
     Args:
-        rows: Float [.., d].
+        rows: Float [.., d], each row by its own scale.
 
     Returns:
         Codes int8 [.., d], to nearest and ties to even, and scales [.., 1] as `int8_scales` has

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compiler.contracts.int8_scales import quantized_rows
+
 if TYPE_CHECKING:
     import tvm_ffi
-
-_LARGEST_CODE = np.float32(127)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class RoundedTokens:
 
     def round_again(self) -> None:
         """Write the codes and scales of `rows`, which were replaced: to the bit the kernel's."""
-        raw = np.abs(self.rows).max(axis=1) / _LARGEST_CODE
-        scales = np.where(raw < np.finfo(np.float32).tiny, np.float32(1), raw)
-        np.from_dlpack(self.scales)[...] = scales
-        np.from_dlpack(self.codes)[...] = np.rint(self.rows / scales[:, None])
+        codes, scales = quantized_rows(self.rows)
+        np.from_dlpack(self.scales)[...] = scales[:, 0]
+        np.from_dlpack(self.codes)[...] = codes

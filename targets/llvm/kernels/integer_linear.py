@@ -23,7 +23,7 @@ from targets.llvm.kernels.dot_products import AHEAD, block_columns
 from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.linear import DOT_ROWS
 from targets.llvm.kernels.output_tile import Finish, added, scaled, store_outputs, store_tile
-from targets.llvm.kernels.register_tile import TileShape, tile_shape
+from targets.llvm.kernels.register_tile import RowChunks, TileShape, tile_shape
 from targets.llvm.kernels.stored_weight import StoredWeight, index, weight_arguments
 from targets.llvm.kernels.vector_math import (
     horizontal_sums,
@@ -174,12 +174,12 @@ def _outer_products(
     factors = T.alloc_buffer((groups * tile.lanes,), "float32")
     with T.parallel(groups) as group:
         _transpose_rows(given, panels, factors, group, products=products)
-    tiles = max(groups // tile.vectors, 1)
-    tiles_of_chunk = max(_CHUNK_BYTES // (units * products.step * tile.vectors), 1)
-    chunks = -(-tiles // tiles_of_chunk)
+    chunks = RowChunks(
+        groups, tile, tiles=max(_CHUNK_BYTES // (units * products.step * tile.vectors), 1)
+    )
     padded = -(-given.inputs // products.step) * products.step
     with (
-        T.serial(chunks) as chunk,
+        T.serial(chunks.count) as chunk,
         T.parallel(index(-(-given.weight.outputs // tile.columns))) as block,
     ):
         first = block * tile.columns
@@ -199,14 +199,7 @@ def _outer_products(
                 ]
                 store_tile(given.y, row, first, tile=wide, finish=finish)
 
-        whole = groups // tile.vectors
-        if whole > 0:
-            done = chunk * tiles_of_chunk
-            with T.serial(T.min(tiles_of_chunk, whole - done)) as step:
-                pass_rows((done + step) * tile.vectors, tile.vectors)
-        if groups % tile.vectors != 0:
-            with T.If(chunk == chunks - 1), T.Then():
-                pass_rows(whole * tile.vectors, groups % tile.vectors)
+        chunks.each_tile(chunk, pass_rows)
 
 
 def _sums(

@@ -14,7 +14,12 @@ from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.kernels.output_tile import added, store_tile
-from targets.llvm.kernels.register_tile import TileShape, multiply_accumulate, zeros
+from targets.llvm.kernels.register_tile import (
+    RowChunks,
+    TileShape,
+    multiply_accumulate,
+    zeros,
+)
 from targets.llvm.kernels.stored_weight import StoredWeight, index
 from targets.llvm.kernels.vector_math import load, store, transposed, value_of
 
@@ -35,11 +40,11 @@ def outer_products(
     with T.parallel(groups) as group:
         _transpose_rows(x, panels, group, lanes=tile.lanes)
     depth = _panel_depth(inputs, tile)
-    tiles = max(groups // tile.vectors, 1)
-    tiles_of_chunk = max(_CHUNK_FLOATS // (depth * tile.lanes * tile.vectors), 1)
-    chunks = -(-tiles // tiles_of_chunk)
+    chunks = RowChunks(
+        groups, tile, tiles=max(_CHUNK_FLOATS // (depth * tile.lanes * tile.vectors), 1)
+    )
     # Outside in: rows of x and a stretch of inputs that fit L2, then outputs, then a tile's rows.
-    with T.grid(chunks, -(-inputs // depth)) as (chunk, stretch):
+    with T.grid(chunks.count, -(-inputs // depth)) as (chunk, stretch):
         start = T.Bind(stretch * depth)
         length = depth if depth == inputs else T.Bind(T.min(depth, inputs - start))
         with T.parallel(index(-(-weight.outputs // tile.columns))) as block:
@@ -65,14 +70,7 @@ def outer_products(
                         finish=added(y, bias, None if depth == inputs else start == 0),
                     )
 
-            whole = groups // tile.vectors
-            if whole > 0:
-                done = chunk * tiles_of_chunk
-                with T.serial(T.min(tiles_of_chunk, whole - done)) as step:
-                    pass_rows((done + step) * tile.vectors, tile.vectors)
-            if groups % tile.vectors != 0:
-                with T.If(chunk == chunks - 1), T.Then():
-                    pass_rows(whole * tile.vectors, groups % tile.vectors)
+            chunks.each_tile(chunk, pass_rows)
 
 
 def _panel_depth(inputs: int, tile: TileShape) -> int:

@@ -3,39 +3,23 @@
 # TVM annotates its expressions without their operators, and index lists without plain integers.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
-import numpy as np
 from tvm import tirx
-from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
+from tvm.tirx import PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.cache_update import writable
+from targets.llvm.kernels.int8_row import round_row
 from targets.llvm.kernels.kernel_function import begin, finished
-from targets.llvm.kernels.vector_math import (
-    assign,
-    chunks,
-    horizontal_max,
-    load,
-    register,
-    splat,
-    store,
-    typed,
-    value_of,
-)
-
-_LARGEST_CODE = 127.0
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def quantized_cache_update(
     tokens: int, kv_heads: int, *, head_dim: int, context: int, features: CpuFeatures
 ) -> PrimFunc:
-    """Build scales[past + i] = absmax(rows[i]) / 127, codes[past + i] = round(rows[i] / scale).
+    """Build codes[past + i], scales[past + i] = rows[i] as `int8_row` rounds, for i < valid_length.
 
-    Over i < valid_length, for each head by itself. To nearest, ties to even; a scale that would be
-    subnormal is 1. What NaN and infinity become is not said.
+    Each head is a row by itself.
 
     Args:
         tokens: Rows given; those from `valid_length` on are padding and are not written.
@@ -58,29 +42,7 @@ def quantized_cache_update(
         valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
         first, count = writable(past_length, valid_length, tokens=tokens, context=context)
         with T.serial(count) as i, T.serial(tirx.const(kv_heads, "int64")) as head:
-            quotient = T.Bind(_absmax(rows, (i, head), features) / splat(_LARGEST_CODE, 1))
-            is_small = quotient < splat(_SMALLEST_SCALE, 1)
-            scale = T.Bind(T.Select(is_small, splat(1.0, 1), quotient))
-            T.buffer_store(scales, scale, [first + i, head, 0])
-            for d, width in chunks(head_dim, features.lanes):
-                entry = T.nearbyint(load(rows, (i, head, d), width) / splat(scale, width))
-                code = T.cast(entry, typed("int8", width))
-                store(codes, (first + i, head, d), code, lanes=width)
+            to = (first + i, head)
+            scale = round_row(rows, (i, head), codes, to, lanes=features.lanes)
+            T.buffer_store(scales, scale, [*to, 0])
     return finished(builder)
-
-
-def _absmax(rows: Buffer, at: tuple[Expr, Expr], features: CpuFeatures) -> Expr:
-    """Emit the largest magnitude of one head's row."""
-    largest: Expr = splat(0.0, 1)
-    widths: dict[int, Buffer] = {}
-    head_dim = int(rows.shape[2])
-    for d, width in chunks(head_dim, features.lanes):
-        value = load(rows, (*at, d), width)
-        size = T.max(value, splat(0.0, width) - value)
-        if width in widths:
-            assign(widths[width], T.max(value_of(widths[width]), size))
-        else:
-            widths[width] = register(width, value=size)
-    for width, variable in widths.items():
-        largest = T.Bind(T.max(largest, horizontal_max(T.Bind(value_of(variable)), width)))
-    return largest

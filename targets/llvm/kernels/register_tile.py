@@ -64,3 +64,35 @@ def multiply_accumulate(
 def zeros(vectors: int, columns: int, lanes: int) -> list[list[Buffer]]:
     """Emit [vectors][columns] registers holding zero."""
     return [[register(lanes) for _ in range(columns)] for _ in range(vectors)]
+
+
+@dataclass(frozen=True)
+class RowChunks:
+    """Groups of `lanes` rows in chunks, whose panels stay in cache while all outputs pass over.
+
+    Attributes:
+        groups: Groups of rows.
+        tile: Its vectors are the groups of one tile.
+        tiles: Whole tiles of one chunk.
+    """
+
+    groups: int
+    tile: TileShape
+    tiles: int
+
+    @property
+    def count(self) -> int:
+        """Chunks; the last has the groups that fill no tile, too."""
+        return -(-max(self.groups // self.tile.vectors, 1) // self.tiles)
+
+    def each_tile(self, chunk: Expr, emit: Callable[[Expr | int, int], None]) -> None:
+        """Emit each tile of a chunk: `emit` gets its first group, and how many there are."""
+        vectors = self.tile.vectors
+        whole = self.groups // vectors
+        if whole > 0:
+            done = chunk * self.tiles
+            with T.serial(T.min(self.tiles, whole - done)) as step:
+                emit((done + step) * vectors, vectors)
+        if self.groups % vectors != 0:
+            with T.If(chunk == self.count - 1), T.Then():
+                emit(whole * vectors, self.groups % vectors)

@@ -51,3 +51,18 @@ def test_ties_go_to_even_and_small_rows_have_scale_one(features, execute, rng):
     assert scales[0, 0, 0] == scales[1, 0, 0] == scales[1, 1, 0] == 1
     assert not codes[1, :2].any()
     assert codes[2, 1].tolist() == [127] * 7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("head_dim", [7, 64])
+def test_what_is_no_number_shows_in_its_scale_alone(features, execute, rng, head_dim, value):
+    func = quantized_cache_update(
+        _TOKENS, _HEADS, head_dim=head_dim, context=_CONTEXT, features=features
+    )
+    empty = np.zeros((_CONTEXT, _HEADS, head_dim), np.int8), np.zeros((_CONTEXT, _HEADS, 1), "f4")
+    rows = _rows(rng, head_dim)
+    rows[1, 2, head_dim // 2] = value
+    _, scales, *_ = execute(func, [*empty, rows, np.array([0]), np.array([_TOKENS])])
+    wrong = ~np.isfinite(scales[:_TOKENS, :, 0])
+    assert wrong.sum() == 1
+    assert wrong[1, 2]
