@@ -21,7 +21,7 @@ with the reason, a linear whose weight is no float32 parameter, a node whose con
 `dtype`, and a graph that computes in 16 bits already.
 
 Numerically: `adapt_weights` states the rounded weights. Over those, every narrow operation rounds
-its result once, by the unit roundoff u (2^-11 or 2^-8) of its size; see `_ROUNDINGS`.
+its result once, by the unit roundoff u (2^-11 or 2^-8) of its size; see `Contract.roundings`.
 """
 
 from collections.abc import Mapping
@@ -48,12 +48,6 @@ _ONNX = {
     "float16": int(onnx.TensorProto.FLOAT16),
     "bfloat16": int(onnx.TensorProto.BFLOAT16),
 }
-# Unit roundoff: half a unit in the last place of a significand of 11 and 8 bits.
-_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-# Largest error of logits and caches in units of u, their values being of the order of 1. A layer's
-# two branches round some twelve times each in a row, independently: the error grows by the root of
-# the layers, and was 8 u * sqrt(layers) at most (8 at 1, 11 at 2, 39 at 24, 77 at 80 layers).
-_ROUNDINGS = 128
 # Safe on narrow values: they round once, or move values about.
 _ARITHMETIC = ("Add", "Sub", "Mul", "Neg", "Sigmoid")
 _LAYOUT = (
@@ -242,7 +236,7 @@ class CastDtype(Pass):
 
     def promise(self) -> Contract:
         """A number of roundings of `dtype`, and nothing else."""
-        return Contract.rounds(atol=_ROUNDINGS * _ROUNDOFF[self.dtype])
+        return Contract.roundings(self.dtype)
 
     def run(self, program: Program) -> PassReport:
         """Narrow what is known to be safe; decline what is not, with the reason."""

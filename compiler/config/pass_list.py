@@ -19,7 +19,7 @@ from compiler import registry
 from compiler.config.explain import config_errors, dotted, kind_of
 from compiler.config.sections import Quantize
 from compiler.contracts.errors import CompilerError, ConfigError, raise_all
-from compiler.contracts.quantization import QUANTIZE_TYPES, SEVEN_LINEARS
+from compiler.contracts.quantization import SEVEN_LINEARS
 from compiler.yaml_source import Source, YamlPath, YamlValue
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def quantize_passes(quantize: Quantize | None, *, place: str) -> tuple[PassSpec,
     """What `frontend.quantize` adds to the list."""
     if quantize is None:
         return ()
-    kind, arguments = QUANTIZE_TYPES[quantize.type], quantize.calib_args
+    kind, arguments = quantize.kind, quantize.calib_args
     specs: list[PassSpec] = []
     if kind.weights != "float":
         options: dict[str, PassOption] = {

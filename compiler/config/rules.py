@@ -132,7 +132,8 @@ def _lengths(values: _Values) -> list[ConfigError]:
 def _quantization(values: _Values) -> list[ConfigError]:
     """What the quantizer, the dtype and the quantizer's own options say about each other."""
     dtype, quantize = ("backend", "dtype"), ("frontend", "quantize")
-    kind = QUANTIZE_TYPES.get(str(_at(values.data, (*quantize, "type"))))
+    kinds: Mapping[str, QuantizeType] = {**QUANTIZE_TYPES}
+    kind = kinds.get(str(_at(values.data, (*quantize, "type"))))
     if not values.is_sound(dtype) or not values.is_sound((*quantize, "type")):
         return []
     is_int8 = _at(values.data, dtype) == "int8"

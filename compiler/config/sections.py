@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from compiler.contracts.quantization import QUANTIZE_TYPES, QuantizeName, QuantizeType
 from compiler.contracts.target_base import OptionValue
 
 Dtype: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
@@ -125,9 +126,6 @@ def _length(length: int) -> int:
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 TextList: TypeAlias = Annotated[tuple[Text, ...], BeforeValidator(_text_list)]
 Bound: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-QuantizeName: TypeAlias = Literal[
-    "w8a16", "w8a16_gptq", "w8a8", "w16kv8", "w8a16kv8", "w8a16_gptq_kv8", "w8a8kv8"
-]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Length: TypeAlias = Annotated[int, AfterValidator(_length)]
 # Checked by `_option`; a union here would spread over every error's location.
@@ -175,7 +173,7 @@ class ModelArguments(Section):
 
 
 class CalibrationArguments(Section):
-    """`frontend.quantize.calib_args`. None: what the type takes by default.
+    """`frontend.quantize.calib_args`.
 
     Attributes:
         bits: Of a weight's code, 8 or 4; 4 bits are stored in int8, too.
@@ -213,6 +211,21 @@ class Quantize(Section):
     include: TextList = ()
     exclude: TextList = ()
     target_loss: Bound | None = None
+
+    @property
+    def kind(self) -> QuantizeType:
+        """What the type says."""
+        return QUANTIZE_TYPES[self.type]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether weights are chosen on calibration data."""
+        return self.kind.weights == "gptq"
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether `target_loss` decides, on calibration data, what stays float."""
+        return self.target_loss is not None
 
 
 class Frontend(Section):

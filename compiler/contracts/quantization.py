@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 WeightMethod = Literal["float", "nearest", "gptq"]
+QuantizeName = Literal[
+    "w8a16", "w8a16_gptq", "w8a8", "w16kv8", "w8a16kv8", "w8a16_gptq_kv8", "w8a8kv8"
+]
 
 # The linears of a decoder layer, as globs over module paths.
 SEVEN_LINEARS = (
@@ -39,7 +42,7 @@ class QuantizeType:
     has_int8_cache: bool = False
 
 
-QUANTIZE_TYPES: Mapping[str, QuantizeType] = {
+QUANTIZE_TYPES: Mapping[QuantizeName, QuantizeType] = {
     "w8a16": QuantizeType("nearest"),
     "w8a16_gptq": QuantizeType("gptq"),
     "w8a8": QuantizeType("nearest", has_int8_activations=True),

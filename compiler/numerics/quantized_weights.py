@@ -9,7 +9,7 @@ A calibrated weight counts as what it stands for.
 
 from collections.abc import Callable
 
-from compiler.contracts.weights import Weight, cast, concat, cut, transpose
+from compiler.contracts.weights import Weight, cast, concat, cut, scale, transpose
 
 # Of a weight that says nothing else: bits, and inputs that share a scale (0: all).
 _PLAIN = (8, 0)
@@ -52,6 +52,12 @@ def replaced(weight: Weight, leaf: Callable[[Weight], Weight]) -> Weight:
 def module_of_part(part: Weight) -> str:
     """`model.layers.0.mlp.up_proj` of a `quantize` or `scale` over that module's weight."""
     return part.sources()[0].removesuffix(".weight")
+
+
+def scales_of(codes: Weight) -> Weight:
+    """The `scale` expression that stands beside a `quantize` one."""
+    (operand,) = codes.operands
+    return scale(operand, axis=0, bits=bits_of(codes), group=group_of(codes))
 
 
 def bits_of(part: Weight) -> int:

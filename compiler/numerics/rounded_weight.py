@@ -5,9 +5,8 @@ transpose(concat([quantize(A), quantize(B, bits=4, group=64)]))  ->  [A' | B'] i
 
 import numpy as np
 
-from compiler.contracts.int8_scales import int8_scales
 from compiler.contracts.weights import RowReader, Weight, value
-from compiler.numerics.quantized_weights import bits_of, group_of
+from compiler.numerics.quantized_weights import scales_of
 
 
 def rounded_weight(codes: Weight, read: RowReader) -> np.ndarray:
@@ -34,8 +33,6 @@ def rounded_weight(codes: Weight, read: RowReader) -> np.ndarray:
 
 
 def _rounded(codes: Weight, read: RowReader) -> np.ndarray:
-    (operand,) = codes.operands
-    length = group_of(codes) or operand.shape[1]
-    groups = value(operand, read).astype(np.float32, copy=False).reshape(-1, length)
-    scales = int8_scales(groups, bits=bits_of(codes), tensors=operand.sources(), first_row=0)
-    return (np.rint(groups / scales[:, None]) * scales[:, None]).reshape(codes.shape)
+    scales = value(scales_of(codes), read).reshape(-1, 1)
+    steps = value(codes, read).astype(np.float32).reshape(len(scales), -1)
+    return (steps * scales).reshape(codes.shape)

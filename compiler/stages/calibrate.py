@@ -22,7 +22,6 @@ from compiler.contracts.weights import (
     calibrated,
     cast,
     chunks,
-    scale,
     source,
     value,
 )
@@ -36,6 +35,7 @@ from compiler.numerics.quantized_weights import (
     module_of_part,
     quantized_parts,
     replaced,
+    scales_of,
 )
 
 _SILENT = Progress()
@@ -82,12 +82,6 @@ def parts_to_calibrate(model: LayeredModel) -> tuple[Weight, ...]:
         for linear in linears
         for part in quantized_parts(linear.codes)
     )
-
-
-def scales_of(codes: Weight) -> Weight:
-    """The `scale` expression that stands beside a `quantize` one."""
-    (operand,) = codes.operands
-    return scale(operand, axis=0, bits=bits_of(codes), group=group_of(codes))
 
 
 def calibrate(

@@ -24,12 +24,7 @@ from compiler.workflows.draft import bundle_draft, module_draft
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
 from compiler.workflows.processes import run_parallel
-from compiler.workflows.quantizing import (
-    calibrated,
-    has_budget,
-    is_calibrated,
-    plan_within_budget,
-)
+from compiler.workflows.quantizing import calibrated, plan_within_budget
 from compiler.workflows.stage_clock import StageClock
 
 logger = logging.getLogger(__name__)
@@ -79,7 +74,8 @@ def build(
         kept = _whole(destination)
         clock.progress.note(f"{destination} is up to date")
         return BuildResult(destination, plan.digest, True, (), (), approval.of_placed(kept))
-    if has_budget(config):
+    quantize = config.frontend.quantize
+    if quantize is not None and quantize.has_budget:
         with clock.stage("sensitivity"):
             plan = plan_within_budget(config, checkpoint, plan, progress=clock.progress)
     with clock.stage("trace"):
@@ -94,7 +90,7 @@ def build(
         )
         check_space(destination, rewritten.programs.stored_bytes())
     programs, linears = rewritten.programs, ()
-    if is_calibrated(config):
+    if quantize is not None and quantize.is_calibrated:
         with clock.stage("calibrate"):
             found = calibrated(config, checkpoint, programs, plan.samples, progress=clock.progress)
             programs, linears = found.applied(programs), found.linears

@@ -4,9 +4,6 @@ The cache holds one folder for what decides the result: the checkpoint, the pref
 weight table, the tokens, the options, and the versions of the tools and of this package's sources.
 """
 
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,17 +24,15 @@ from compiler.contracts.weights import CheckpointRef, Weight
 from compiler.hashing import user_cache
 from compiler.numerics.hessian import check_device
 from compiler.numerics.layered_model import LayeredModel
+from compiler.numerics.quantized_weights import scales_of
 from compiler.stages.calibrate import (
     CalibrationOptions,
     calibrate,
     parts_to_calibrate,
-    scales_of,
     with_calibrated,
 )
-from compiler.workflows.plan import tool_versions
+from compiler.workflows.measurement_key import measurement_key
 
-# Beside what a build names: they compute here.
-_TOOLS = ("numpy", "onnxruntime")
 # Of a digest, in a tensor's name and a folder's.
 _DIGITS = 32
 
@@ -95,7 +90,7 @@ def calibrate_programs(
     )
     prefill = programs.programs["prefill"]
     tokens = np.ascontiguousarray(tokens, np.int64)
-    key = _key(checkpoint, prefill, tokens, options)
+    key = measurement_key(prefill, checkpoint, tokens, options=asdict(options))
 
     def make(folder: Path) -> None:
         _fill(folder, prefill, checkpoint, tokens, options, progress=progress)
@@ -146,19 +141,3 @@ def _fill(
                     kept=rounded.kept,
                 )
             )
-
-
-def _key(
-    checkpoint: CheckpointRef, prefill: Program, tokens: np.ndarray, options: CalibrationOptions
-) -> str:
-    graph = prefill.model().SerializeToString(deterministic=True)
-    decisive = {
-        "checkpoint": checkpoint.digest,
-        "graph": hashlib.sha256(graph).hexdigest(),
-        "weights": {name: weight.key for name, weight in sorted(prefill.weights.items())},
-        "shape": list(tokens.shape),
-        "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
-        "options": asdict(options),
-        "tools": tool_versions() | {name: importlib.metadata.version(name) for name in _TOOLS},
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

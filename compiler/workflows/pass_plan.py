@@ -69,6 +69,16 @@ def planned_passes(
     return arranged
 
 
+def passes_of(config: BuildConfig) -> tuple[PlannedPass, ...]:
+    """The passes of the build, the target's last; it need not be able to build here.
+
+    Raises:
+        CompilerErrors: As `planned_passes`.
+    """
+    target = registry.load_target(config.backend.type, where=config.place("backend.type"))()
+    return planned_passes(config, target.passes(config.target_options()), target=target.name)
+
+
 def _options(choice: PassChoice) -> dict[str, PassOption]:
     return {
         key: value if value is None or isinstance(value, bool | int | float | str) else tuple(value)

@@ -19,7 +19,7 @@ from compiler.hashing import sha256_of
 from compiler.pass_order import PlannedPass
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.evaluation_text import tokens_to_evaluate
-from compiler.workflows.pass_plan import planned_passes
+from compiler.workflows.pass_plan import passes_of
 from compiler.workflows.samples import needs_samples, samples_of
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def plan_build(
         errors.append(error)
     passes: tuple[PlannedPass, ...] = ()
     try:
-        passes = planned_passes(config, target.passes(options), target=target.name)
+        passes = passes_of(config)
     except CompilerErrors as several:
         errors += several.errors
     except CompilerError as error:

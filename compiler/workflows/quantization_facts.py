@@ -2,12 +2,11 @@
 
 from compiler.config.sections import Quantize
 from compiler.contracts.program import Phase
-from compiler.contracts.quantization import QUANTIZE_TYPES
 
 
 def quantization_facts(quantize: Quantize, phase: Phase) -> dict[str, object]:
     """Weights, activations and cache of a phase, as `frontend.quantize` asks for them."""
-    kind, arguments = QUANTIZE_TYPES[quantize.type], quantize.calib_args
+    kind, arguments = quantize.kind, quantize.calib_args
     weights: dict[str, object] = {"method": kind.weights}
     if kind.weights != "float":
         weights |= {"bits": arguments.bits, "group_size": arguments.group_size}

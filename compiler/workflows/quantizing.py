@@ -1,47 +1,42 @@
 """What a quantizer decides from data: what stays float, and the codes that GPTQ chooses."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from compiler.calibration_data import CalibrationSamples
 from compiler.config import BuildConfig
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.quantization import QUANTIZE_TYPES
 from compiler.contracts.weights import CheckpointRef
+from compiler.workflows.behind_passes import final_programs
 from compiler.workflows.calibration import Calibrated, calibrate_programs
-from compiler.workflows.pass_plan import planned_passes
+from compiler.workflows.pass_plan import passes_of
 from compiler.workflows.plan import Plan
-from compiler.workflows.quantized_model import quantized_programs
 from compiler.workflows.sensitivity import excluded_for
 
 
-def has_budget(config: BuildConfig) -> bool:
-    """Whether `target_loss` decides what stays float."""
-    quantize = config.frontend.quantize
-    return quantize is not None and quantize.target_loss is not None
-
-
-def is_calibrated(config: BuildConfig) -> bool:
-    """Whether weights are chosen on calibration data."""
-    quantize = config.frontend.quantize
-    return quantize is not None and QUANTIZE_TYPES[quantize.type].weights == "gptq"
-
-
-def within_budget(
+def kept_as_floats(
     config: BuildConfig,
     checkpoint: CheckpointRef,
     samples: CalibrationSamples | None,
     *,
     progress: Progress,
-) -> BuildConfig:
-    """The configuration that leaves out what `target_loss` keeps as floats; itself without one."""
+) -> tuple[str, ...]:
+    """The modules that `target_loss` leaves out of the quantization; none without it."""
     quantize = config.frontend.quantize
-    if quantize is None or quantize.target_loss is None:
-        return config
+    if quantize is None or not quantize.has_budget:
+        return ()
     assert samples is not None, "a budget needs samples"
-    programs = quantized_programs(config, checkpoint)
-    kept = excluded_for(config, programs, checkpoint, samples.tokens, progress=progress)
-    excluded = quantize.model_copy(update={"exclude": (*quantize.exclude, *kept)})
+    programs = final_programs(config, checkpoint)
+    return excluded_for(config, programs, checkpoint, samples.tokens, progress=progress)
+
+
+def leaving_out(config: BuildConfig, modules: Sequence[str]) -> BuildConfig:
+    """The configuration whose quantizer excludes these modules, too."""
+    quantize = config.frontend.quantize
+    if quantize is None or not modules:
+        return config
+    excluded = quantize.model_copy(update={"exclude": (*quantize.exclude, *modules)})
     return replace(config, frontend=config.frontend.model_copy(update={"quantize": excluded}))
 
 
@@ -49,13 +44,8 @@ def plan_within_budget(
     config: BuildConfig, checkpoint: CheckpointRef, plan: Plan, *, progress: Progress
 ) -> Plan:
     """The plan whose passes leave out what `target_loss` keeps as floats."""
-    decided = within_budget(config, checkpoint, plan.samples, progress=progress)
-    before, after = config.frontend.quantize, decided.frontend.quantize
-    assert before is not None, "there is a budget"
-    assert after is not None, "there is a budget"
-    added = plan.target.passes(decided.target_options())
-    passes = planned_passes(decided, added, target=plan.target.name)
-    return replace(plan, passes=passes, kept_as_floats=after.exclude[len(before.exclude) :])
+    kept = kept_as_floats(config, checkpoint, plan.samples, progress=progress)
+    return replace(plan, passes=passes_of(leaving_out(config, kept)), kept_as_floats=kept)
 
 
 def calibrated(
@@ -66,16 +56,14 @@ def calibrated(
     *,
     progress: Progress,
 ) -> Calibrated:
-    """GPTQ's codes where the type asks for it; else nothing.
+    """GPTQ's codes.
 
     Args:
-        config: The build.
+        config: The build, whose type asks for them.
         checkpoint: Its weights, hashed.
         programs: Behind all passes.
         samples: What is calibrated on.
         progress: Told of finished layers.
     """
-    if not is_calibrated(config):
-        return Calibrated({}, checkpoint, ())
     assert samples is not None, "GPTQ needs samples"
     return calibrate_programs(config, checkpoint, programs, samples.tokens, progress=progress)

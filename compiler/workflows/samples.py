@@ -1,12 +1,10 @@
 """The tokens that a build calibrates on: `dataset`, read where something asks for them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from compiler.calibration_data import CalibrationSamples, calibration_samples
 from compiler.config import BuildConfig
 from compiler.contracts.errors import ConfigError, RunError
-from compiler.contracts.quantization import QUANTIZE_TYPES
 from compiler.contracts.weights import CheckpointRef
 from compiler.text import Text
 
@@ -14,9 +12,7 @@ from compiler.text import Text
 def needs_samples(config: BuildConfig) -> bool:
     """Whether weights, or the choice of what stays float, depend on calibration data."""
     quantize = config.frontend.quantize
-    if quantize is None:
-        return False
-    return QUANTIZE_TYPES[quantize.type].weights == "gptq" or quantize.target_loss is not None
+    return quantize is not None and (quantize.is_calibrated or quantize.has_budget)
 
 
 def samples_of(
@@ -55,7 +51,7 @@ def samples_of(
     try:
         return calibration_samples(
             dataset,
-            base=Path(config.path).absolute().parent,
+            base=config.path.absolute().parent,
             tokenize=Text.open(checkpoint.path).encode,
             note=note,
         )

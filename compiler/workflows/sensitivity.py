@@ -7,14 +7,14 @@ from compiler.config import BuildConfig
 from compiler.contracts.errors import ConfigError
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.quantization import QUANTIZE_TYPES
 from compiler.contracts.sensitivity import Exclusion, ModuleLoss, Sensitivity
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.sensitivity import RoundingLoss, exclude_for, ranked
+from compiler.workflows.behind_passes import final_programs
 from compiler.workflows.frontend import locate
-from compiler.workflows.quantized_model import quantized_programs
+from compiler.workflows.measurement_key import measurement_key
 from compiler.workflows.samples import samples_of
-from compiler.workflows.sensitivity_cache import measurement_key, remembered
+from compiler.workflows.sensitivity_cache import remembered
 
 _RANKING = TypeAdapter(tuple[ModuleLoss, ...])
 _EXCLUSION = TypeAdapter(Exclusion)
@@ -39,7 +39,7 @@ def sensitivity(
     _refuse_floats(config)
     checkpoint = locate(config, progress=progress)
     read = samples_of(config, checkpoint, progress.note, most=samples)
-    programs = quantized_programs(config, checkpoint)
+    programs = final_programs(config, checkpoint)
     ranking, exclusion = _measured(config, programs, checkpoint, read.tokens, progress=progress)
     samples, length = read.tokens.shape
     return Sensitivity(read.source, samples, length, ranking, exclusion)
@@ -105,7 +105,7 @@ def _measured(
 
 def _refuse_floats(config: BuildConfig) -> None:
     quantize = config.frontend.quantize
-    if quantize is not None and QUANTIZE_TYPES[quantize.type].weights != "float":
+    if quantize is not None and quantize.kind.weights != "float":
         return
     raise ConfigError(
         "no weight is quantized, so none can cost anything",

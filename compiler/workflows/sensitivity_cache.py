@@ -3,37 +3,21 @@
 A lost, damaged or unwritable entry costs one more measurement, never an error.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from compiler.atomic_file import partial_file
 from compiler.contracts.errors import RunError
-from compiler.contracts.program import Program
-from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import user_cache
-from compiler.workflows.plan import tool_versions
 
 Found = TypeVar("Found")
 
 logger = logging.getLogger(__name__)
-
-
-def measurement_key(program: Program, checkpoint: CheckpointRef, tokens: np.ndarray) -> str:
-    """sha256 over the graph, its weights' expressions, the checkpoint, the tokens and the tools."""
-    assert checkpoint.digest, "a hashed checkpoint"
-    weights = {name: weight.key for name, weight in program.weights.items()}
-    facts = json.dumps([checkpoint.digest, weights, tool_versions(), tokens.shape], sort_keys=True)
-    digest = hashlib.sha256(facts.encode())
-    digest.update(program.model().SerializeToString(deterministic=True))
-    digest.update(np.ascontiguousarray(tokens, dtype="<i8").tobytes())
-    return digest.hexdigest()
 
 
 def remembered(key: str, kind: TypeAdapter[Found], make: Callable[[], Found]) -> Found:

@@ -10,7 +10,7 @@ from built_bundles import TINY, BuiltBundles, in_this_process
 from compiler.bundle_json import manifest_from_json
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.bundle import MANIFEST_FILE, Manifest
-from compiler.contracts.quantization import QUANTIZE_TYPES
+from compiler.contracts.quantization import QUANTIZE_TYPES, QuantizeName
 from compiler.workflows.build import BuildResult, build
 from compiler.workflows.compare import compare
 from compiler.workflows.comparing.inputs import InputOptions
@@ -60,7 +60,7 @@ def difference(config: BuildConfig) -> float:
 
 @pytest.mark.parametrize("name", sorted(QUANTIZE_TYPES))
 def test_a_type_builds_and_its_bundle_does_what_its_program_does(
-    built_bundles: BuiltBundles, tmp_path: Path, name: str
+    built_bundles: BuiltBundles, tmp_path: Path, name: QuantizeName
 ):
     kind = QUANTIZE_TYPES[name]
     config = config_of(built_bundles, tmp_path, type=name)

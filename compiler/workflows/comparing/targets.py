@@ -21,13 +21,13 @@ from compiler.contracts.target_base import ProgramModel, Runner, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.pass_order import PlannedPass
 from compiler.stages.open_bundle import open_bundle
-from compiler.stages.rewrite import rewrite
+from compiler.workflows.behind_passes import rewritten
 from compiler.workflows.build import build
 from compiler.workflows.calibration import Calibrated
 from compiler.workflows.frontend import enter
-from compiler.workflows.pass_plan import planned_passes
+from compiler.workflows.pass_plan import passes_of
 from compiler.workflows.plan import plan_build
-from compiler.workflows.quantizing import calibrated, is_calibrated, within_budget
+from compiler.workflows.quantizing import calibrated, kept_as_floats, leaving_out
 from compiler.workflows.samples import needs_samples, samples_of
 
 TRACE = "trace"
@@ -116,7 +116,7 @@ class TargetOpener:
     checkpoint: CheckpointRef
     progress: Progress
     _traced: ProgramSet | None = field(default=None, init=False)
-    _decided: BuildConfig | None = field(default=None, init=False)
+    _passes: tuple[PlannedPass, ...] | None = field(default=None, init=False)
     _calibrated: Calibrated | None = field(default=None, init=False)
     _read: CalibrationSamples | None = field(default=None, init=False)
 
@@ -158,25 +158,17 @@ class TargetOpener:
         return target.open_lowered(self._after(self.passes()), self.config.target_options())
 
     def _after(self, passes: Sequence[PlannedPass]) -> ProgramModel:
-        found = self._calibrated_once()
-        return ProgramModel(found.applied(self._rewritten(passes)), found.checkpoint)
-
-    def _rewritten(self, passes: Sequence[PlannedPass]) -> ProgramSet:
-        programs = self._copy()
-        relaxed = [replace(planned, expected=None) for planned in passes]
-        # What is to be verified is verified by the build.
-        rewrite(programs, relaxed, is_verified=False)
-        return programs
-
-    def _calibrated_once(self) -> Calibrated:
-        """What a quantizer chose for the programs behind all passes, as the build has it."""
+        programs = rewritten(self._copy(), passes)
+        quantize = self.config.frontend.quantize
+        if quantize is None or not quantize.is_calibrated:
+            return ProgramModel(programs, self.checkpoint)
         if self._calibrated is None:
-            needs = is_calibrated(self.config)
-            programs = self._rewritten(self.passes()) if needs else ProgramSet({})
+            # GPTQ's codes are those for the programs behind all passes, as the build has them.
+            final = rewritten(self._copy(), self.passes())
             self._calibrated = calibrated(
-                self.config, self.checkpoint, programs, self._samples(), progress=self.progress
+                self.config, self.checkpoint, final, self._samples(), progress=self.progress
             )
-        return self._calibrated
+        return ProgramModel(self._calibrated.applied(programs), self._calibrated.checkpoint)
 
     def _samples(self) -> CalibrationSamples | None:
         if self._read is None and needs_samples(self.config):
@@ -185,13 +177,12 @@ class TargetOpener:
 
     def passes(self) -> tuple[PlannedPass, ...]:
         """The passes of the build, the target's last; it need not be able to build here."""
-        if self._decided is None:
-            self._decided = within_budget(
+        if self._passes is None:
+            kept = kept_as_floats(
                 self.config, self.checkpoint, self._samples(), progress=self.progress
             )
-        target = registry.load_target(self.config.backend.type)()
-        added = target.passes(self.config.target_options())
-        return planned_passes(self._decided, added, target=target.name)
+            self._passes = passes_of(leaving_out(self.config, kept))
+        return self._passes
 
     def passes_until(self, variant: str) -> tuple[PlannedPass, ...]:
         """The passes up to the last of that name; all for an empty one, none for the trace.

@@ -33,6 +33,7 @@ from compiler.stages import calibrate as calibrate_stage
 from compiler.stages.checkpoint import locate_checkpoint
 from compiler.stages.trace import trace
 from compiler.workflows import calibration as calibration_module
+from compiler.workflows import measurement_key as measurement_key_module
 from compiler.workflows.calibration import calibrate_programs
 from models.qwen2 import Qwen2
 from targets.onnxruntime.runner import OnnxRuntimeRunner
@@ -235,7 +236,7 @@ def test_what_decides_is_in_the_key(
         case "bits":
             model = model_of(traced_models, bits=8)
         case _:
-            monkeypatch.setattr(calibration_module, "tool_versions", lambda: {"torch": "0"})
+            monkeypatch.setattr(measurement_key_module, "tool_versions", lambda: {"torch": "0"})
     attempt()
     assert made[2] != made[0]
 

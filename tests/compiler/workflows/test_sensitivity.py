@@ -16,8 +16,8 @@ from compiler.contracts.progress import Progress
 from compiler.contracts.sensitivity import Sensitivity
 from compiler.stages.sensitivity import RoundingLoss
 from compiler.workflows import sensitivity as workflow
+from compiler.workflows.behind_passes import final_programs
 from compiler.workflows.frontend import locate
-from compiler.workflows.quantized_model import quantized_programs
 from compiler.workflows.samples import samples_of
 from compiler.workflows.sensitivity import excluded_for, sensitivity
 from compiler.workflows.sensitivity_cache import remembered
@@ -66,7 +66,7 @@ def independent_loss(config: BuildConfig, exclude: tuple[str, ...]) -> tuple[flo
     checkpoint = locate(changed, progress=QUIET)
     read = samples_of(changed, checkpoint, QUIET.note, most=2)
     with in_this_process():
-        programs = quantized_programs(changed, checkpoint)
+        programs = final_programs(changed, checkpoint)
     loss = RoundingLoss(programs.programs["prefill"], checkpoint.rows, read.tokens)
     return loss.of(list(loss.weights)), len(loss.weights)
 
@@ -114,7 +114,7 @@ def test_nothing_is_measured_twice(
     first = measured(path)
     checkpoint = locate(config, progress=QUIET)
     with in_this_process():
-        programs = quantized_programs(config, checkpoint)
+        programs = final_programs(config, checkpoint)
     tokens = samples_of(config, checkpoint, QUIET.note, most=2).tokens
     with monkeypatch.context() as patch:
         patch.setattr(RoundingLoss, "of_each", None)
@@ -152,7 +152,7 @@ def test_without_a_budget_nothing_is_left_out(
     config = load_config(quantized(type="w8a16"))
     checkpoint = locate(config, progress=QUIET)
     with in_this_process():
-        programs = quantized_programs(config, checkpoint)
+        programs = final_programs(config, checkpoint)
     monkeypatch.setattr(workflow, "RoundingLoss", None)
     assert excluded_for(config, programs, checkpoint, np.zeros((1, 4)), progress=QUIET) == ()
 
