@@ -5,7 +5,7 @@ from functools import partial
 from math import prod
 
 from tvm import relax
-from tvm.ir import GlobalVar, Op
+from tvm.ir import GlobalVar
 
 from compiler.relax import AttributeValue, FusedConverter
 from targets.llvm.cache_writes import QUANTIZED_CACHE_UPDATE
@@ -17,6 +17,7 @@ from targets.llvm.kernels.quantize_tokens import quantize_tokens
 from targets.llvm.kernels.quantized_cache_update import quantized_cache_update
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.silu_mul import silu_mul
+from targets.llvm.stored_operands import is_call
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -104,8 +105,7 @@ def _operands_of(
 ) -> Sequence[relax.Expr] | None:
     """What `value` is made of, where that operator of Relax makes it."""
     made = builder.lookup_binding(value) if isinstance(value, relax.Var) else value
-    is_made = isinstance(made, relax.Call) and made.op == Op.get(f"relax.{operator}")
-    return list(made.args) if is_made and isinstance(made, relax.Call) else None
+    return list(made.args) if is_call(made, operator) else None
 
 
 def _stored(builder: relax.BlockBuilder, cache: relax.Expr) -> tuple[relax.Expr, ...]:
