@@ -46,7 +46,9 @@ def items_of(value: object) -> list:
 
 
 def test_build_as_json(built: Mapping[str, object], folder: Path) -> None:
-    assert keys_of(built) == ["bundle", "digest", "up_to_date", "stages", "passes"]
+    expected = ["bundle", "digest", "up_to_date", "stages", "passes", "calibrated", "evaluation"]
+    assert keys_of(built) == expected
+    assert (built["calibrated"], built["evaluation"]) == ([], None)
     assert built["bundle"] == str(folder / "workspace" / "tiny")
     digest = built["digest"]
     assert isinstance(digest, str)
