@@ -138,7 +138,7 @@ class _Writing:
         name = f"v{len(self.steps)}"
         self.names[var] = name
         self.dtypes[name], self.modules[name] = self.dtypes[source], self.modules[source]
-        self.steps.append(View(name, source))
+        self.steps.append(View(Tensor(name, self.dtypes[source], shape_of(var)), source))
 
     def _kernel(self, made: Kernel) -> Kernel:
         """The kernel that is there already, or this one under a name of its own."""

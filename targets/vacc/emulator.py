@@ -142,7 +142,7 @@ class EmulatedPartition(LoadedPartition):
         with np.errstate(**_QUIET):  # type: ignore[arg-type]  # the literals of numpy's stubs
             for step in self.program.steps:
                 if isinstance(step, View):
-                    memory[step.name] = memory[step.source]
+                    memory[step.name] = memory[step.source].reshape(step.tensor.shape)
                     continue
                 self.execute(step, memory)
                 if watch is not None:
@@ -206,16 +206,23 @@ class EmulatedPartition(LoadedPartition):
                 part[...] = found.reshape(part.shape)
             case Compute(op, outputs, inputs, attributes):
                 given = [place.buffers[name].wide() for name in inputs]
-                found = TILE_OPS[op].body(given, _numbers(attributes, values))
+                try:
+                    found = TILE_OPS[op].body(given, _numbers(attributes, values))
+                except ValueError as e:
+                    shapes = ", ".join(
+                        f"{name} {list(one.shape)}" for name, one in zip(inputs, given, strict=True)
+                    )
+                    raise TargetError(f"{op} cannot take {shapes}") from e
                 for name, result in zip(outputs, found, strict=True):
                     place.buffers[name].put(result)
 
     def _show(self, run: Run, memory: Mapping[str, np.ndarray], watch: Watch) -> None:
-        composite = self._kernels[run.kernel].composite
-        for name in run.results:
-            given = watch(run.module, composite, memory[name])
+        kernel = self._kernels[run.kernel]
+        for tensor, name in zip(kernel.outputs, run.results, strict=True):
+            values = memory[name].reshape(tensor.shape)
+            given = watch(run.module, kernel.composite, values)
             if given is not None:
-                memory[name][...] = given
+                values[...] = given
 
 
 def _numbers(

@@ -34,7 +34,8 @@ class _InPlace(PyExprMutator):
         (result,) = call_of(visited).ty_args
         if all(index < 0 for index in indices):
             return relax.op.call_pure_packed(name, *arguments, ty_args=result)
-        types = list(result.fields) if isinstance(result, TupleType) else [result]
+        # TVM's stub of a tuple's type lacks its fields.
+        types = list(getattr(result, "fields")) if isinstance(result, TupleType) else [result]  # noqa: B009
         return relax.op.call_inplace_packed(
             name, *arguments, inplace_indices=indices, ty_args=types
         )

@@ -1,4 +1,4 @@
-"""Temporaries that do not live at the same time share memory."""
+"""Temporaries of one type that do not live at the same time share memory."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,14 +22,14 @@ def share_memory(
     for index in reversed(range(len(steps))):
         for name in _read(steps[index]):
             last.setdefault(roots.get(name, name), index)
-    free: dict[tuple[str, int], list[str]] = {}
+    free: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     places: dict[str, str] = {}
     kept: list[Tensor] = []
     for index, step in enumerate(steps):
         for name in step.results if isinstance(step, Run) else ():
             if name not in own or name in places:
                 continue
-            kind = (own[name].dtype, own[name].nbytes)
+            kind = (own[name].dtype, own[name].shape)
             if free.get(kind):
                 places[name] = free[kind].pop()
                 continue
@@ -37,7 +37,7 @@ def share_memory(
             kept.append(replace(own[name], name=places[name]))
         ended = {name for name, end in last.items() if end == index and name in places}
         for name in sorted(ended):
-            free.setdefault((own[name].dtype, own[name].nbytes), []).append(places[name])
+            free.setdefault((own[name].dtype, own[name].shape), []).append(places[name])
     # A view is named after the step that makes it: it is no memory of its own.
     return (
         tuple(kept),

@@ -80,6 +80,5 @@ class TapWatch:
         if composite == "cache_update":
             return values[self._past : self._past + self._valid]
         if composite == "rotary":
-            _, heads, tokens, width = values.shape
-            return values.reshape(heads, tokens, width).transpose(1, 0, 2)[: self._valid]
+            return values.transpose(1, 0, 2)[: self._valid]
         return values.reshape(self._tokens, -1)[: self._valid]

@@ -163,10 +163,15 @@ class Run:
 
 @dataclass(frozen=True)
 class View:
-    """`view t5 = t4`: the same bytes in another shape."""
+    """`view f16[128,9,64] v5 = t4`: the same bytes in another shape."""
 
-    name: str
+    tensor: Tensor
     source: str
+
+    @property
+    def name(self) -> str:
+        """What later steps call it."""
+        return self.tensor.name
 
 
 @dataclass(frozen=True)

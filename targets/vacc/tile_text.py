@@ -40,7 +40,7 @@ _LOAD = re.compile(rf"load ({_NAME}) = ({_NAME})({_REGION})(?: rows ({_NAME}))?"
 _STORE = re.compile(rf"store ({_NAME})({_REGION}) = ({_NAME})")
 _COMPUTE = re.compile(rf"(\w+) ({_NAME}(?:, {_NAME})*) =((?: {_NAME},?)*)((?: \w+=\S+)*)")
 _RUN = re.compile(rf"run ({_NAME}) ({_NAME}) \((.*)\) -> \((.*)\)")
-_VIEW = re.compile(rf"view ({_NAME}) = ({_NAME})")
+_VIEW = re.compile(rf"view ({_TYPE}) ({_NAME}) = ({_NAME})")
 _TERM = re.compile(rf"(?:(\d+)\*)?({_NAME})|(\d+)")
 
 
@@ -102,7 +102,7 @@ def _number(value: Sum | float) -> str:
 
 def _step_line(step: Run | View) -> str:
     if isinstance(step, View):
-        return f"view {step.name} = {step.source}"
+        return f"view {_declared(step.tensor)} = {step.source}"
     taken, left = ", ".join(step.arguments), ", ".join(step.results)
     return f"run {step.kernel} {step.module} ({taken}) -> ({left})"
 
@@ -257,7 +257,7 @@ class _Reading:
     def step(self) -> Run | View:
         line = self.take().removeprefix("  ")
         if m := _VIEW.fullmatch(line):
-            return View(m[1], m[2])
+            return View(_tensor(m[1], m[2]), m[3])
         if m := _RUN.fullmatch(line):
             return Run(m[1], m[2], _names(m[3]), _names(m[4]))
         raise self.error("expected `run`, `view` or `return`")
