@@ -103,6 +103,12 @@ class VaccRunner(WindowedRunner):
         self._watch = None
         return logits
 
+    def rewind(self, length: int) -> None:
+        """Forget positions, and clear their rows: a device that reads one too early shows it."""
+        super().rewind(length)
+        for cache in self._caches.values():
+            cache[length:] = 0
+
     def observe(self, observer: Observer | None) -> None:
         """Show what the driver leaves in memory; it runs what it would run unobserved."""
         self._observer = observer
