@@ -126,6 +126,7 @@ class BuildConfig:
             window=shape.window,
             context=shape.context_or_window,
             tensor_parallel=self.frontend.model_kwargs.tp,
+            align_qkv=self.frontend.model_kwargs.align_qkv,
             compute_dtype=self.backend.compute_dtype or "",
             compile=self.backend.compile,
             places={key: self.place(key) for key in keys},

@@ -43,6 +43,8 @@ class TargetOptions:
         window: Prefill window P.
         context: KV cache positions C.
         tensor_parallel: Ranks.
+        align_qkv: Whether several ranks may hold one key and value head, where there are fewer
+            heads than ranks (`frontend.model_kwargs.align_qkv`).
         compile: `backend.compile`, the target's own options.
         places: Option path (`backend.compile.threads`) -> `file:line:column`, for errors.
     """
@@ -51,6 +53,7 @@ class TargetOptions:
     window: int
     context: int
     tensor_parallel: int = 1
+    align_qkv: bool = False
     compute_dtype: str = ""
     compile: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
     places: Mapping[str, str] = field(default_factory=dict[str, str])

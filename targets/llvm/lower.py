@@ -4,8 +4,8 @@ from pathlib import Path
 
 from compiler.contracts.program import Program
 from compiler.relax import import_tvm, relax_from_program
+from compiler.relax.link import link_shared
 from targets.llvm.features import CpuFeatures, llvm_target
-from targets.llvm.link import link_shared
 
 
 def write_library(program: Program, library: Path, *, features: CpuFeatures, threads: int) -> None:

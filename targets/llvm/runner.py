@@ -3,31 +3,26 @@
 Neither torch nor the TVM compiler is imported here; see `compiler.relax.lean`.
 """
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
-from compiler.contracts.errors import BundleError, MachineLacks
+from compiler.contracts.errors import MachineLacks
 from compiler.contracts.program import Phase
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import WindowedRunner
 from compiler.relax.lean import import_tvm_ffi
+from compiler.relax.parameters import aligned_copy, aligned_zeros, map_parameters
 from targets.llvm.features import CpuFeatures, detect, missing
 from targets.llvm.observing import Instrument, cache_name, cached_rows
 
 if TYPE_CHECKING:
     import tvm_ffi
 
-# Kernels load whole vectors from the start of a tensor.
-_ALIGNMENT = 64
 _CPU_DEVICE, _POOLED_ALLOCATOR = 1, 2
-# numpy lacks bfloat16: such a tensor is mapped as 16-bit integers and seen as bfloat16.
-_MAPPED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
 
 
 class LLVMRunner(WindowedRunner):
@@ -75,7 +70,7 @@ class LLVMRunner(WindowedRunner):
         arguments = [
             self._caches[spec.name]
             if spec.name in self._caches
-            else self._tensor(_aligned_copy(given[spec.name]))
+            else self._tensor(aligned_copy(given[spec.name]))
             for spec in self._entries[phase].inputs
         ]
         arguments += self._params[phase]
@@ -142,44 +137,9 @@ class LLVMRunner(WindowedRunner):
                 continue
             shape = tuple(int(axis) for axis in spec.shape)
             is_bfloat16 = spec.dtype == "bfloat16"
-            zeros = _aligned_zeros(shape, np.dtype(np.uint16 if is_bfloat16 else spec.dtype))
+            zeros = aligned_zeros(shape, np.dtype(np.uint16 if is_bfloat16 else spec.dtype))
             caches[spec.name] = self._tensor(zeros, "bfloat16" if is_bfloat16 else None)
         return caches
-
-
-def map_parameters(file: Path) -> Mapping[str, tuple[np.ndarray, str | None]]:
-    """Every tensor of a safetensors file as a mapped array, and the dtype it stands for."""
-    with file.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(header_bytes))
-    data = np.memmap(file, dtype=np.uint8, mode="c", offset=0)
-    start = 8 + header_bytes
-    found: dict[str, tuple[np.ndarray, str | None]] = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] not in _MAPPED:
-            continue
-        begin, end = entry["data_offsets"]
-        if (start + begin) % _ALIGNMENT:
-            raise BundleError(
-                f"tensor '{name}' does not start at {_ALIGNMENT} bytes", where=str(file)
-            )
-        array = data[start + begin : start + end].view(_MAPPED[entry["dtype"]])
-        dtype = "bfloat16" if entry["dtype"] == "BF16" else None
-        found[name] = (array.reshape(entry["shape"]), dtype)
-    return found
-
-
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.zeros(nbytes + _ALIGNMENT, np.uint8)
-    offset = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[offset : offset + nbytes].view(dtype).reshape(shape)
-
-
-def _aligned_copy(array: np.ndarray) -> np.ndarray:
-    copied = _aligned_zeros(array.shape, array.dtype)
-    copied[...] = array
-    return copied
 
 
 def _check_features(bundle: Bundle, entry: ModuleEntry) -> None:

@@ -20,8 +20,8 @@ from compiler.contracts.target_base import (
     TargetOptions,
 )
 from compiler.contracts.weights import CheckpointRef
+from compiler.relax.link import find_linker
 from targets.llvm.features import CpuFeatures, detect, from_names
-from targets.llvm.link import find_linker
 
 LIBRARY = "module.so"
 _STORAGE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

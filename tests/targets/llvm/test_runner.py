@@ -19,10 +19,11 @@ from compiler.contracts.errors import BundleError, MachineLacks, RunError, Targe
 from compiler.contracts.target_base import TargetOptions
 from compiler.contracts.weights import CheckpointRef
 from compiler.params_file import params_layout, write_params
+from compiler.relax.parameters import map_parameters
 from compiler.stages.open_bundle import open_bundle
 from targets.llvm import runner as runner_module
 from targets.llvm.features import CpuFeatures
-from targets.llvm.runner import LLVMRunner, map_parameters
+from targets.llvm.runner import LLVMRunner
 from targets.llvm.target import LLVMTarget
 
 BF16 = TinyModel("bf16", stored="bfloat16", dtype="bf16", tied=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from compiler.contracts.errors import MachineLacks
-from targets.llvm import link
-from targets.llvm.link import find_linker, link_shared
+from compiler.relax import link
+from compiler.relax.link import find_linker, link_shared
 
 
 @pytest.fixture

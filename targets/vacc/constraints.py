@@ -1,0 +1,196 @@
+"""What the device asks of a model, from its config.json and the options alone: all at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compiler.contracts.errors import CompilerError, ConfigError
+from compiler.contracts.target_base import TargetOptions
+from targets.vacc.device import DTYPES, PROFILE_KEYS, DeviceProfile
+
+# Options of the declared format that change nothing here; the bundle records them.
+RECORDED_OPTIONS = ("data_type", "gather_data_vccl_dsp_enable")
+OPTIONS = ("profile", "strict", "driver", *PROFILE_KEYS)
+_GB = 1e9
+_WEIGHT_BYTES = {"fp16": 2, "int8": 1}
+_CACHE_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a config.json says of a decoder."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    is_tied: bool
+
+    @staticmethod
+    def of(config: Mapping[str, object]) -> "Sizes | None":
+        """None where the config does not have them as integers."""
+        heads = _integer(config, "num_attention_heads")
+        hidden = _integer(config, "hidden_size")
+        values = {
+            "hidden": hidden,
+            "intermediate": _integer(config, "intermediate_size"),
+            "layers": _integer(config, "num_hidden_layers"),
+            "heads": heads,
+            "kv_heads": _integer(config, "num_key_value_heads") or heads,
+            "head_dim": _integer(config, "head_dim") or (hidden // heads if heads else 0),
+            "vocabulary": _integer(config, "vocab_size"),
+        }
+        if not all(values.values()):
+            return None
+        return Sizes(**values, is_tied=config.get("tie_word_embeddings") is True)
+
+
+def _integer(config: Mapping[str, object], key: str) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def option_errors(options: TargetOptions, *, target: str) -> list[CompilerError]:
+    """Unknown compile options, and values of another kind."""
+    errors: list[CompilerError] = []
+    for key, value in options.compile.items():
+        place = options.places.get(f"backend.compile.{key}")
+        if key not in (*OPTIONS, *RECORDED_OPTIONS):
+            errors.append(
+                ConfigError(
+                    f"target '{target}' has no compile option '{key}'",
+                    where=place,
+                    hint=f"its options are {', '.join(OPTIONS)}",
+                    code="unknown-key",
+                )
+            )
+        elif key == "strict" and not isinstance(value, bool):
+            errors.append(ConfigError(f"strict is {value!r}, expected true or false", where=place))
+        elif key == "driver" and not isinstance(value, str):
+            errors.append(ConfigError(f"driver is {value!r}, expected a name", where=place))
+    return errors
+
+
+def model_errors(
+    options: TargetOptions, config: Mapping[str, object], profile: DeviceProfile
+) -> list[CompilerError]:
+    """What the model and the lengths break."""
+    errors = _dtype_errors(options, profile)
+    sizes = Sizes.of(config)
+    if sizes is None:
+        # Whoever reads the checkpoint says what its config.json lacks.
+        return errors
+    errors += _multiple_errors(options, sizes, profile.matrix_tile)
+    heads = _head_errors(options, sizes)
+    errors += heads
+    if not heads and options.dtype in DTYPES:
+        errors += _memory_errors(options, sizes, profile)
+    return errors
+
+
+def _dtype_errors(options: TargetOptions, profile: DeviceProfile) -> list[CompilerError]:
+    errors: list[CompilerError] = []
+    if options.dtype not in profile.dtypes:
+        errors.append(
+            ConfigError(
+                f"the device takes weights of {' and '.join(profile.dtypes)}, not {options.dtype}",
+                where=options.places.get("backend.dtype") or options.places.get("backend.type"),
+                hint="write `dtype: fp16`",
+            )
+        )
+    if options.dtype == "int8" and options.compute_dtype not in ("", "fp16"):
+        errors.append(
+            ConfigError(
+                f"the device computes int8 models in fp16, not {options.compute_dtype}",
+                where=options.places.get("backend.dtype"),
+                hint="leave out backend.compute_dtype",
+            )
+        )
+    return errors
+
+
+def _multiple_errors(options: TargetOptions, sizes: Sizes, tile: int) -> list[CompilerError]:
+    """The vocabulary is padded by a pass; nothing else is."""
+    lengths = options.places.get("frontend.shape.input_ids")
+    found = {
+        "hidden_size": (sizes.hidden, None),
+        "intermediate_size": (sizes.intermediate, None),
+        "head_dim": (sizes.head_dim, None),
+        "the prefill window": (options.window, lengths),
+        "the context": (options.context, lengths),
+    }
+    return [
+        ConfigError(f"{name} is {value}, the device asks for a multiple of {tile}", where=place)
+        for name, (value, place) in found.items()
+        if value % tile
+    ]
+
+
+def _head_errors(options: TargetOptions, sizes: Sizes) -> list[CompilerError]:
+    ranks = options.tensor_parallel
+    where = options.places.get("frontend.model_kwargs.tp")
+    errors: list[CompilerError] = []
+    if sizes.heads % ranks:
+        errors.append(
+            ConfigError(f"{sizes.heads} attention heads do not divide by tp {ranks}", where=where)
+        )
+    if sizes.kv_heads % ranks and not (options.align_qkv and ranks % sizes.kv_heads == 0):
+        can_align = ranks % sizes.kv_heads == 0
+        errors.append(
+            ConfigError(
+                f"{sizes.kv_heads} key and value heads do not divide by tp {ranks}",
+                where=where,
+                hint="write `align_qkv: true`, which gives a head to several ranks"
+                if can_align
+                else "align_qkv repeats heads only where tp is a multiple of their number",
+            )
+        )
+    if sizes.intermediate % ranks:
+        errors.append(
+            ConfigError(
+                f"intermediate_size {sizes.intermediate} does not divide by tp {ranks}",
+                where=where,
+            )
+        )
+    return errors
+
+
+def _memory_errors(
+    options: TargetOptions, sizes: Sizes, profile: DeviceProfile
+) -> list[CompilerError]:
+    needed = memory_bytes(options, sizes, profile.matrix_tile)
+    total = sum(needed.values())
+    if total <= profile.memory_bytes:
+        return []
+    parts = ", ".join(f"{name} {size / _GB:.2f}" for name, size in needed.items())
+    return [
+        ConfigError(
+            f"a die needs {total / _GB:.2f} GB ({parts}), the profile gives it "
+            f"{profile.memory_bytes / _GB:.2f} GB",
+            where=options.places.get("frontend.shape.input_ids"),
+            hint="raise frontend.model_kwargs.tp, shorten the context, or quantize to int8",
+            code="device-memory",
+        )
+    ]
+
+
+def memory_bytes(options: TargetOptions, sizes: Sizes, tile: int) -> dict[str, int]:
+    """What one die holds: weights, cache, workspace.
+
+    The workspace is that of a window: the largest values that live together, in float16.
+    """
+    ranks = options.tensor_parallel
+    kv_heads = -(-sizes.kv_heads // ranks)
+    q_width, kv_width = sizes.heads // ranks * sizes.head_dim, kv_heads * sizes.head_dim
+    inner = sizes.intermediate // ranks
+    linears = sizes.hidden * (2 * q_width + 2 * kv_width + 3 * inner)
+    vocabulary = -(-sizes.vocabulary // (tile * ranks)) * tile
+    tables = sizes.hidden * (vocabulary + (0 if sizes.is_tied else sizes.vocabulary))
+    vectors = (q_width + 2 * kv_width + 2 * sizes.hidden) * sizes.layers + sizes.hidden
+    weights = linears * sizes.layers * _WEIGHT_BYTES[options.dtype] + tables * 2 + vectors * 4
+    cache = 2 * sizes.layers * options.context * kv_width * _CACHE_BYTES
+    widths = 3 * sizes.hidden + 2 * q_width + 2 * kv_width + 3 * inner
+    workspace = options.window * widths * 2 + vocabulary * 4 * 2
+    return {"weights": weights, "cache": cache, "workspace": workspace}

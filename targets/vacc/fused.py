@@ -1,0 +1,109 @@
+"""Fused operators of the graph that are composites as they are: no pattern need find them.
+
+    FusedAttention, CacheUpdate  ->  a call of a function with the attribute Composite
+    FusedRMSNorm                 ->  relax.nn.rms_norm, which a pattern takes
+
+TVM's MergeCompositeFunctions sees no difference between these and what a pattern has made. Where
+the profile lacks a composite there is no converter, and the operator is taken apart for the host.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tvm import relax
+from tvm.ir import GlobalVar
+
+from compiler.relax import AttributeValue, FusedConverter
+from targets.vacc.device import DeviceProfile
+from targets.vacc.relax_types import axes_of, call_of, op_name, shape_of
+
+Attributes = Mapping[str, AttributeValue]
+# Both read and write the cache, which is float16 on the device: one goes with the other.
+CACHED = ("attention", "cache_update")
+
+
+def has_device_cache(profile: DeviceProfile) -> bool:
+    """Whether caches stay on the device."""
+    return all(name in profile.composites for name in CACHED)
+
+
+def fused_converters(profile: DeviceProfile) -> dict[str, FusedConverter]:
+    """Operator name -> converter."""
+    found: dict[str, FusedConverter] = {}
+    if has_device_cache(profile):
+        found |= {"CacheUpdate": _cache_update, "FusedAttention": _attention}
+    if "rms_norm" in profile.composites:
+        found["FusedRMSNorm"] = _rms_norm
+    return found
+
+
+def _rms_norm(
+    _builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], attributes: Attributes
+) -> relax.Expr:
+    """FusedRMSNorm(x[.., H], weight[H])."""
+    x, weight = inputs
+    epsilon = attributes["epsilon"]
+    assert isinstance(epsilon, float), f"epsilon is {epsilon!r}"
+    return relax.op.nn.rms_norm(x, weight, axes=[-1], epsilon=epsilon)
+
+
+def _cache_update(
+    builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], _attributes: Attributes
+) -> relax.Expr:
+    """CacheUpdate(cache, rows, past, valid); rows that were turned are taken as they were."""
+    cache, rows, past, valid = (_bound(builder, value) for value in inputs)
+    by_head = _before_turning(builder, rows)
+    given = [cache, rows if by_head is None else by_head, past, valid]
+    facts = {"by_head": int(by_head is not None)}
+    return _composite(builder, "vacc.cache_update", given, result=cache.ty, facts=facts)
+
+
+def _before_turning(builder: relax.BlockBuilder, rows: relax.Var) -> relax.Expr | None:
+    """x[1, K, T, d] behind Reshape(Transpose(x)), which is rows[T, K, d]."""
+    reshaped = builder.lookup_binding(rows)
+    if op_name(reshaped) != "relax.reshape":
+        return None
+    turned = call_of(reshaped).args[0]
+    made = builder.lookup_binding(turned) if isinstance(turned, relax.Var) else turned
+    if made is None or op_name(made) != "relax.permute_dims":
+        return None
+    before, (tokens, heads, width) = call_of(made).args[0], shape_of(rows)
+    is_swapped = axes_of(made) == (0, 2, 1, 3)
+    is_same = shape_of(before) == (1, heads, tokens, width)
+    return _bound(builder, before) if is_swapped and is_same else None
+
+
+def _attention(
+    builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], attributes: Attributes
+) -> relax.Expr:
+    """FusedAttention(q[1, H, T, d], keys, values, past, valid) -> [1, T, H * d]."""
+    given = [_bound(builder, value) for value in inputs]
+    _, heads, tokens, width = shape_of(given[0])
+    result = relax.TensorType([1, tokens, heads * width], "float32")
+    facts = {"scale": attributes["scale"], "window": attributes["window"]}
+    return _composite(builder, "vacc.attention", given, result=result, facts=facts)
+
+
+def _bound(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Var:
+    return value if isinstance(value, relax.Var) else builder.emit(value)
+
+
+def _composite(
+    builder: relax.BlockBuilder,
+    name: str,
+    given: Sequence[relax.Var],
+    *,
+    result: relax.Type,
+    facts: Mapping[str, AttributeValue],
+) -> relax.Call:
+    """A call of a composite function; its facts are attributes, as text."""
+    params = [relax.Var(f"p{index}", value.ty) for index, value in enumerate(given)]
+    inner = relax.BlockBuilder()
+    attrs = {"Composite": name, "Primitive": True, **{k: repr(v) for k, v in facts.items()}}
+    short = name.replace(".", "_")
+    with inner.function(short, params, attrs=attrs):
+        with inner.dataflow():
+            output = inner.emit_output(relax.call_dps_packed(name, params, out_ty=result))
+        inner.emit_func_output(output)
+    function = inner.get()[short].without_attr("global_symbol")
+    variable: GlobalVar = builder.add_func(function, short)
+    return relax.Call(variable, list(given))

@@ -1,0 +1,114 @@
+"""Every violation at once, from the options and config.json alone."""
+
+import pytest
+
+from compiler.contracts.target_base import OptionValue, TargetOptions
+from targets.vacc.constraints import Sizes, memory_bytes
+from targets.vacc.target import VaccTarget
+
+QWEN = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+
+def said(
+    config: dict[str, object] | None = None,
+    *,
+    dtype: str = "fp16",
+    ranks: int = 1,
+    is_aligned: bool = False,
+    context: int = 2048,
+    compute: str = "",
+    compiled: dict[str, OptionValue] | None = None,
+) -> list[str]:
+    options = TargetOptions(
+        dtype=dtype,
+        window=1024,
+        context=context,
+        tensor_parallel=ranks,
+        align_qkv=is_aligned,
+        compute_dtype=compute,
+        compile=compiled or {},
+    )
+    return [
+        error.message for error in VaccTarget().constraints(options, {**QWEN, **(config or {})})
+    ]
+
+
+def test_a_model_that_fits_breaks_nothing() -> None:
+    assert said() == []
+    assert said(dtype="int8", ranks=4) == []
+    assert said(compiled={"data_type": 0, "gather_data_vccl_dsp_enable": True}) == []
+
+
+def test_all_violations_come_together() -> None:
+    found = said(
+        {"hidden_size": 1000, "intermediate_size": 2820, "num_attention_heads": 10},
+        dtype="bf16",
+        ranks=3,
+        context=2040,
+        compiled={"turbo": True, "strict": "yes"},
+    )
+    assert found == [
+        "target 'tvm_vacc' has no compile option 'turbo'",
+        "strict is 'yes', expected true or false",
+        "the device takes weights of fp16 and int8, not bf16",
+        "hidden_size is 1000, the device asks for a multiple of 16",
+        "intermediate_size is 2820, the device asks for a multiple of 16",
+        "head_dim is 100, the device asks for a multiple of 16",
+        "the context is 2040, the device asks for a multiple of 16",
+        "10 attention heads do not divide by tp 3",
+        "16 key and value heads do not divide by tp 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "ranks", "is_aligned", "message"),
+    [
+        (8, 4, False, []),
+        (2, 4, False, ["2 key and value heads do not divide by tp 4"]),
+        (2, 4, True, []),
+        (6, 4, True, ["6 key and value heads do not divide by tp 4"]),
+    ],
+)
+def test_aligning_repeats_heads_where_ranks_are_a_multiple(
+    kv_heads: int, ranks: int, is_aligned: bool, message: list[str]
+) -> None:
+    config: dict[str, object] = {"num_key_value_heads": kv_heads}
+    assert said(config, ranks=ranks, is_aligned=is_aligned) == message
+
+
+def test_memory_is_refused_with_both_figures() -> None:
+    (found,) = said(compiled={"memory_bytes": 1_000_000_000})
+    assert found == (
+        "a die needs 1.16 GB (weights 0.93, cache 0.20, workspace 0.03), "
+        "the profile gives it 1.00 GB"
+    )
+    assert said(compiled={"memory_bytes": 1_000_000_000}, ranks=2) == []
+
+
+def test_memory_counts_weights_once_and_the_cache_of_the_context() -> None:
+    sizes = Sizes.of(QWEN)
+    assert sizes is not None
+    options = TargetOptions(dtype="fp16", window=1024, context=2048)
+    found = memory_bytes(options, sizes, 16)
+    linears = 4 * 1024 * 1024 + 3 * 1024 * 2816
+    vectors = (3 * 1024 + 2 * 1024) * 24 + 1024
+    assert found["weights"] == 2 * (24 * linears + 151936 * 1024) + 4 * vectors
+    assert found["cache"] == 2 * 24 * 2048 * 1024 * 2
+
+
+def test_int8_computes_in_fp16() -> None:
+    (found,) = said(dtype="int8", compute="bf16")
+    assert found == "the device computes int8 models in fp16, not bf16"
+
+
+def test_a_bad_profile_and_a_bad_driver_are_constraints_too() -> None:
+    assert said(compiled={"profile": "none"}) == ["there is no profile 'none'"]
+    assert said(compiled={"driver": "none"}) == ["there is no vacc driver 'none'"]

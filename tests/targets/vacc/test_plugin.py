@@ -1,0 +1,83 @@
+"""The target is there where its entry point is; drivers come by entry points of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from vacc_plugin import write_plugin
+
+from compiler import registry
+from compiler.contracts.errors import CompilerError, MachineLacks
+from targets.vacc.driver import driver_names, load_driver
+from targets.vacc.emulator import Emulator
+from targets.vacc.target import VaccTarget
+
+DRIVERS = "[graphlower.vacc_drivers]\nmine = my_vacc_driver:Mine\nbroken = no_such_module:Driver\n"
+DRIVER = """
+class Mine:
+    name = "mine"
+
+    def __init__(self, options=""):
+        self.options = options
+
+    def probe(self):
+        return ("the card is not plugged in",)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_plugin(tmp_path / "site", extra=DRIVERS)
+    (folder / "my_vacc_driver.py").write_text(DRIVER, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package brings the target."""
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda **_: ())
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_plugin_is_a_target_under_both_names() -> None:
+    assert "tvm_vacc" in registry.targets()
+    assert registry.load_target("vacc") is VaccTarget
+    assert registry.load_target("tvm_vacc") is VaccTarget
+
+
+@pytest.mark.usefixtures("removed")
+def test_without_its_entry_point_the_error_is_clear_and_others_work() -> None:
+    with pytest.raises(CompilerError, match="target 'vacc' is not supported yet") as caught:
+        registry.load_target("vacc")
+    assert caught.value.hint == "supported: onnxruntime, torch, tvm_llvm"
+    for name in ("tvm_llvm", "torch", "onnxruntime"):
+        assert registry.load_target(name)().probe().can_run
+
+
+@pytest.mark.usefixtures("installed")
+def test_probing_says_which_drivers_are_there_and_what_they_lack() -> None:
+    assert driver_names() == ("broken", "emulator", "mine")
+    probe = VaccTarget().probe()
+    assert probe.can_build
+    assert probe.can_run
+    assert probe.facts == {"drivers": "emulator", "profiles": "assumed"}
+    assert probe.missing == (
+        "driver 'broken': vacc driver 'broken' cannot be loaded: No module named 'no_such_module'",
+        "driver 'mine': the card is not plugged in",
+    )
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_driver_is_named_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(load_driver(), Emulator)
+    monkeypatch.setenv("GRAPHLOWER_VACC_DRIVER", "mine:card=3")
+    found = load_driver()
+    assert (found.name, getattr(found, "options", None)) == ("mine", "card=3")
+    assert isinstance(load_driver("emulator"), Emulator)
+    with pytest.raises(MachineLacks, match="'broken' cannot be loaded"):
+        load_driver("broken")
+    with pytest.raises(CompilerError, match="there is no vacc driver 'other'") as caught:
+        load_driver("other")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("installed: broken, emulator, mine;")
+    sys.modules.pop("my_vacc_driver", None)

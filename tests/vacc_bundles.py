@@ -1,0 +1,113 @@
+"""Bundles of tiny models for the accelerator, each built once a session."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from built_bundles import TinyModel, in_this_process, write_tiny
+from compiler_process import environment
+from vacc_plugin import write_plugin
+
+from compiler.config import BuildConfig, load_config
+from compiler.contracts.bundle import Bundle
+from compiler.stages.open_bundle import open_bundle
+from compiler.workflows.build import build
+
+# A vocabulary that is no multiple of 16, so that it is padded and cut.
+TINY = TinyModel(vocabulary=120)
+
+
+@dataclass(frozen=True)
+class VaccModel:
+    """A checkpoint and how it is built.
+
+    Attributes:
+        model: Its sizes.
+        added: Passes after the default ones.
+        compiled: `backend.compile`, as pairs.
+    """
+
+    model: TinyModel = TINY
+    added: tuple[str, ...] = ()
+    compiled: tuple[tuple[str, object], ...] = ()
+
+
+FLOATS = VaccModel()
+INT8 = VaccModel(added=("annotate-int8-qdq",))
+
+
+class VaccBundles:
+    """Never change what it returns.
+
+    Attributes:
+        folder: Where all of them lie.
+        plugin: For `sys.path`: its metadata registers the target.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._bundles: dict[VaccModel, Path] = {}
+        self.plugin = write_plugin(folder / "plugin")
+
+    def checkpoint(self, model: TinyModel = TINY) -> Path:
+        """The Hugging Face folder."""
+        folder = self.folder / f"checkpoint-{model.variant or model.name}-{model.tied}"
+        return folder if folder.exists() else write_tiny(folder, model)
+
+    def yaml(self, path: Path, built: VaccModel = FLOATS) -> Path:
+        """A YAML whose workspace lies beside it."""
+        tree = {
+            "name": path.stem,
+            "frontend": {
+                "type": "huggingface",
+                "checkpoint": str(self.checkpoint(built.model)),
+                "shape": {"input_ids": [[built.model.window], [built.model.context]]},
+            },
+            "backend": {"type": "vacc", "dtype": "fp16", "compile": dict(built.compiled)},
+            "passes": {"add": list(built.added)},
+            "verify": "off",
+            "workspace": {"path": str(path.parent / "workspace")},
+        }
+        path.write_text(json.dumps(tree), encoding="utf-8")
+        return path
+
+    def config(self, path: Path, built: VaccModel = FLOATS) -> BuildConfig:
+        """The checked configuration."""
+        with self.installed():
+            return load_config(self.yaml(path, built))
+
+    def bundle(self, built: VaccModel = FLOATS) -> Bundle:
+        """The built bundle."""
+        if built not in self._bundles:
+            folder = self.folder / f"built-{len(self._bundles)}"
+            folder.mkdir()
+            config = self.config(folder / "model.yaml", built)
+            with self.installed(), in_this_process():
+                self._bundles[built] = build(config).bundle
+        return open_bundle(self._bundles[built])
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside, the plugin's entry point is found."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(self.plugin))
+            yield
+
+    def python(self, code: str, *arguments: str | Path, env: Mapping[str, str]) -> str:
+        """What a Python program prints in a process of its own, with the plugin installed."""
+        path = os.pathsep.join([environment()["PYTHONPATH"], str(self.plugin)])
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=environment(PYTHONPATH=path, **env),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
