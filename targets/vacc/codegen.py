@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from tvm import relax
 
 from compiler.contracts.provenance import layer_of
-from targets.vacc.composites import Lowering, device_dtype, lowering
+from targets.vacc.composites import device_dtype, lowering
 from targets.vacc.device import DeviceProfile
+from targets.vacc.lowering import Lowering
 from targets.vacc.memory_plan import share_memory
 from targets.vacc.patterns import PREFIX
 from targets.vacc.relax_types import Body, bindings_of, dtype_of, result_of, shape_of

@@ -1,7 +1,6 @@
 """A composite function -> its tile kernel, and which of its parameters the kernel takes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 
 from tvm import relax
@@ -9,59 +8,18 @@ from tvm import relax
 from targets.vacc.device import DeviceProfile
 from targets.vacc.kernels.attention import AttentionShape, attention, cache_update
 from targets.vacc.kernels.linear import LinearShape, linear
-from targets.vacc.kernels.move import columns, gather, swapped
 from targets.vacc.kernels.rotary import angles, rotary
 from targets.vacc.kernels.rows import binary, rms_norm
+from targets.vacc.lowering import UNNAMED, Composite, Lowering
+from targets.vacc.moves import move, rows
 from targets.vacc.patterns import PREFIX
 from targets.vacc.relax_types import (
     TILE_DTYPES,
     Body,
-    axis_of,
     call_of,
     dtype_of,
-    integers,
     op_name,
-    shape_of,
 )
-from targets.vacc.tile_program import Kernel
-
-# A kernel is made to be compared with those that are there; it is named when it is new.
-_UNNAMED = "new"
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """What one composite becomes.
-
-    Attributes:
-        kernel: None for a view, which is no work.
-        arguments: Parameters of the composite, in the kernel's order.
-        written: The parameter that is written in place; -1 for none.
-    """
-
-    kernel: Kernel | None
-    arguments: tuple[int, ...]
-    written: int = -1
-
-
-@dataclass(frozen=True)
-class Composite:
-    """A composite function, what is known of its parameters on the device, and the device."""
-
-    name: str
-    body: Body
-    facts: Mapping[str, str]
-    dtypes: tuple[str, ...]
-    profile: DeviceProfile
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """Of a parameter."""
-        return shape_of(self.body.params[index])
-
-    @property
-    def result(self) -> tuple[int, ...]:
-        """The result's shape."""
-        return shape_of(self.body.result)
 
 
 def lowering(function: relax.Function, dtypes: tuple[str, ...], profile: DeviceProfile) -> Lowering:
@@ -100,7 +58,7 @@ def _linear(composite: Composite) -> Lowering:
         has_bias=added is not None,
         result="f32" if composite.name == "head" else "f16",
     )
-    kernel = linear(shape, composite.profile, name=_UNNAMED, composite=composite.name)
+    kernel = linear(shape, composite.profile, name=UNNAMED, composite=composite.name)
     return Lowering(kernel, tuple(arguments))
 
 
@@ -114,7 +72,7 @@ def _rms_norm(composite: Composite) -> Lowering:
         width,
         epsilon=float(getattr(call.attrs, "epsilon")),  # noqa: B009 - TVM's stub lacks it
         profile=composite.profile,
-        name=_UNNAMED,
+        name=UNNAMED,
     )
     return Lowering(kernel, (x, weight))
 
@@ -142,7 +100,7 @@ def _rotary(composite: Composite) -> Lowering:
         width=width,
         is_by_token=turned is not None,
         profile=composite.profile,
-        name=_UNNAMED,
+        name=UNNAMED,
     )
     return Lowering(kernel, (source, cos, sin))
 
@@ -177,7 +135,7 @@ def _angles(composite: Composite) -> Lowering:
         prod(composite.shape(frequencies)),
         op="cosine" if body.find("relax.cos") is not None else "sine",
         profile=composite.profile,
-        name=_UNNAMED,
+        name=UNNAMED,
     )
     return Lowering(kernel, (positions, frequencies))
 
@@ -204,71 +162,9 @@ def _binary(composite: Composite, op: str, arguments: tuple[int, int]) -> Loweri
         op=op,
         composite=composite.name,
         profile=composite.profile,
-        name=_UNNAMED,
+        name=UNNAMED,
     )
     return Lowering(kernel, arguments)
-
-
-def _rows(composite: Composite) -> Lowering:
-    """Rows of a table, or of a tensor whose axes before are 1."""
-    call = composite.body.find("relax.take")
-    assert call is not None, "rows are taken"
-    table, indices = (composite.body.param(value) for value in call.args)
-    axis = axis_of(call)
-    assert axis is not None, "the pattern takes rows of an axis"
-    shape = composite.shape(table)
-    kernel = gather(
-        shape[axis],
-        prod(composite.shape(indices)),
-        width=prod(shape[axis + 1 :]),
-        dtype=composite.dtypes[table],
-        composite=composite.name,
-        profile=composite.profile,
-        name=_UNNAMED,
-    )
-    return Lowering(kernel, (table, indices))
-
-
-def _move(composite: Composite) -> Lowering:
-    (call,) = composite.body.calls
-    match op_name(call):
-        case "relax.take":
-            return _rows(composite)
-        case "relax.strided_slice":
-            return _part(composite, call)
-        case "relax.permute_dims":
-            return _turned(composite)
-    return Lowering(None, (0,))
-
-
-def _part(composite: Composite, call: relax.Call) -> Lowering:
-    *rows, width = composite.shape(0)
-    (first,) = integers(call.args[2])
-    kernel = columns(
-        prod(rows),
-        width,
-        first=first + width if first < 0 else first,
-        count=composite.result[-1],
-        dtype=composite.dtypes[0],
-        profile=composite.profile,
-        name=_UNNAMED,
-    )
-    return Lowering(kernel, (0,))
-
-
-def _turned(composite: Composite) -> Lowering:
-    _, rows, count, width = composite.shape(0)
-    if 1 in (rows, count):
-        return Lowering(None, (0,))
-    kernel = swapped(
-        rows,
-        count,
-        width=width,
-        dtype=composite.dtypes[0],
-        profile=composite.profile,
-        name=_UNNAMED,
-    )
-    return Lowering(kernel, (0,))
 
 
 def _attention(composite: Composite) -> Lowering:
@@ -283,7 +179,7 @@ def _attention(composite: Composite) -> Lowering:
         scale=float(composite.facts["scale"]),
         window=int(composite.facts["window"]),
     )
-    return Lowering(attention(shape, composite.profile, name=_UNNAMED), (0, 1, 2, 3, 4))
+    return Lowering(attention(shape, composite.profile, name=UNNAMED), (0, 1, 2, 3, 4))
 
 
 def _cache_update(composite: Composite) -> Lowering:
@@ -295,7 +191,7 @@ def _cache_update(composite: Composite) -> Lowering:
         context=context,
         is_by_head=composite.facts["by_head"] == "1",
         profile=composite.profile,
-        name=_UNNAMED,
+        name=UNNAMED,
     )
     return Lowering(kernel, (1, 2, 3), written=0)
 
@@ -309,8 +205,8 @@ _LOWERINGS: Mapping[str, Callable[[Composite], Lowering]] = {
     "angles": _angles,
     "silu_mul": _silu_mul,
     "add": _add,
-    "embedding": _rows,
-    "move": _move,
+    "embedding": rows,
+    "move": move,
     "attention": _attention,
     "cache_update": _cache_update,
 }

@@ -67,11 +67,6 @@ class Coverage:
         """What `strict` refuses."""
         return tuple(node for node in self.host if node.is_fallback)
 
-    @property
-    def flops_share(self) -> float:
-        """Of float operations, the device's."""
-        return _share(self.device.flops, sum(node.flops for node in self.host))
-
     def facts(self) -> dict[str, object]:
         """As JSON."""
         flops, nbytes = (sum(getattr(n, key) for n in self.host) for key in ("flops", "nbytes"))
