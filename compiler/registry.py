@@ -52,6 +52,7 @@ PASSES: Mapping[str, str] = {
     "pad-vocabulary": "passes.pad_vocabulary:PadVocabulary",
     "eliminate-dead": "passes.eliminate_dead:EliminateDead",
     "store-weights": "passes.store_weights:StoreWeights",
+    "shard-tensor-parallel": "passes.shard_tensor_parallel:ShardTensorParallel",
 }
 TARGETS: Mapping[str, str] = {
     "tvm_llvm": "targets.llvm.target:LLVMTarget",
