@@ -21,6 +21,7 @@ from compiler.stages.rewrite import Rewritten, rewrite
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import Plan, plan_build
 from compiler.workflows.processes import run_parallel
+from compiler.workflows.sharding import shard_programs
 from compiler.workflows.stage_clock import StageClock
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,11 @@ def build(
             probe=entered.probe,
             progress=clock.progress,
         )
-        check_space(destination, rewritten.programs.stored_bytes())
+        rewritten, ranks = shard_programs(config, rewritten, entered.probe)
+        check_space(destination, sum(programs.stored_bytes() for programs in ranks))
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
-            modules = _lower(config, plan.target, rewritten.programs, Path(scratch))
+            modules = _lower(config, plan.target, ranks, Path(scratch))
         with clock.stage("package"):
             draft = _draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
             bundle = package(destination, draft, checkpoint, force=force, progress=clock.progress)
@@ -96,26 +98,35 @@ def _check_whole(destination: Path) -> None:
 
 
 def _lower(
-    config: BuildConfig, target: Target, programs: ProgramSet, scratch: Path
+    config: BuildConfig, target: Target, ranks: Sequence[ProgramSet], scratch: Path
 ) -> tuple[ModuleDraft, ...]:
-    """Every phase in a process of its own, at most `workspace.workers` at once."""
+    """Every graph in a process of its own, at most `workspace.workers` at once.
+
+    Ranks whose graphs are equal, as they are but for their weights, have one compiled for them.
+    """
     options = config.target_options()
-    folders = [scratch / program.phase for program in programs]
+    programs = [(rank, program) for rank, one in enumerate(ranks) for program in one]
+    graphs = [program.model().SerializeToString(deterministic=True) for _, program in programs]
+    first = {graph: index for index, graph in reversed(list(enumerate(graphs)))}
+    folders = {
+        index: scratch / f"{programs[index][1].phase}-{programs[index][0]}"
+        for index in sorted(first.values())
+    }
     calls = [
-        (type(target), program, options, folder)
-        for program, folder in zip(programs, folders, strict=True)
+        (type(target), programs[index][1], options, folder) for index, folder in folders.items()
     ]
-    lowered = run_parallel(lower_program, calls, workers=config.workspace.workers)
+    results = run_parallel(lower_program, calls, workers=config.workspace.workers)
+    lowered = dict(zip(folders, results, strict=True))
     return tuple(
-        _module(program, result, folder)
-        for program, result, folder in zip(programs, lowered, folders, strict=True)
+        _module(program, lowered[first[graph]], folders[first[graph]], rank=rank)
+        for (rank, program), graph in zip(programs, graphs, strict=True)
     )
 
 
-def _module(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
+def _module(program: Program, lowered: Lowered, folder: Path, *, rank: int) -> ModuleDraft:
     return ModuleDraft(
         phase=program.phase,
-        rank=0,
+        rank=rank,
         tokens=program.tokens,
         source_folder=folder,
         inputs=program.inputs(),

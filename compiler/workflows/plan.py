@@ -17,6 +17,7 @@ from compiler.hashing import sha256_of
 from compiler.pass_order import PlannedPass
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.pass_plan import planned_passes
+from compiler.workflows.sharding import ranks_violations
 
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "onnx", "onnx-graphsurgeon", "torch", "transformers")
 _OWN_PACKAGES = ("compiler", "models", "passes", "targets")
@@ -49,6 +50,7 @@ def plan_build(config: BuildConfig, checkpoint: CheckpointRef) -> Plan:
     options = config.target_options()
     errors: list[CompilerError] = [
         *target.constraints(options, checkpoint.config),
+        *ranks_violations(config, target, checkpoint),
         *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(target)),
     ]
     passes: tuple[PlannedPass, ...] = ()

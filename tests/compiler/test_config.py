@@ -162,9 +162,7 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
     assert {code for _, code, _ in found} == {"not-supported-yet"}
     assert [(where, message) for where, _, message in found] == [
         ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
-        ("model.yaml:12:9", "frontend.model_kwargs.tp: 4 is not supported yet"),
         ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
-        ("model.yaml:14:16", "frontend.model_kwargs.align_qkv: true is not supported yet"),
         ("model.yaml:16:3", "frontend.quantize: this section is not supported yet"),
         ("model.yaml:22:9", "target 'tvm_vacc' is not supported yet"),
         ("model.yaml:23:10", "backend.dtype: int8 is not supported yet"),
