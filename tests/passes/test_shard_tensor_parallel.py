@@ -200,8 +200,8 @@ def test_a_lost_key_bias_breaks_the_invariant():
 # -- what is declined
 
 
-def _declined(model: RankModel, ways: int, **options: tuple[Pass, ...]) -> list[tuple[str, str]]:
-    whole, _ = model.whole(**options)
+def _declined(model: RankModel, ways: int) -> list[tuple[str, str]]:
+    whole, _ = model.whole()
     before = whole.model().SerializeToString()
     report = ShardTensorParallel(ways, align_qkv=True).run(whole)
     assert report.rewrites == ()

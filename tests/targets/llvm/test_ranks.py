@@ -27,6 +27,8 @@ TWO = replace(EIGHT, kv_heads=2, align_qkv=True)
 NINE = TinyModel(heads=9, kv_heads=3, hidden=72)
 # Two windows of the prompt, and single tokens behind it.
 PROMPT = tuple(range(3, 40))
+# It would stand before the passes that the target adds, too.
+OWN_PASS = ["shard-pass", *["pass-order"] * 4]
 OPTIONS = GenerateOptions(max_tokens=5, keep_logits=True)
 
 
@@ -132,8 +134,8 @@ def _errors(config_error: CompilerErrors | ConfigError) -> list[str]:
     [
         ({"ways": 4}, ["kv-heads"]),
         ({"ways": 3}, ["indivisible", "kv-heads"]),
-        ({"ways": 2, "added": ("shard-tensor-parallel",)}, ["shard-pass"]),
-        ({"added": ("shard-tensor-parallel",)}, ["shard-pass"]),
+        ({"ways": 2, "added": ("shard-tensor-parallel",)}, OWN_PASS),
+        ({"added": ("shard-tensor-parallel",)}, OWN_PASS),
     ],
     ids=["key heads", "heads", "own pass", "own pass, one rank"],
 )
