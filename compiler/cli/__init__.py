@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     world = current_world()
     is_first = world is None or world.rank == 0
-    is_quiet = "--quiet" in arguments or not is_first
-    terminal = Terminal(is_json="--json" in arguments, is_quiet=is_quiet)
+    # The other ranks' errors go to stderr: the first may be ended before it can say its own.
+    terminal = Terminal(
+        is_json="--json" in arguments and is_first,
+        is_quiet="--quiet" in arguments or not is_first,
+    )
     try:
         if is_first:
             return _run(arguments, terminal)
