@@ -1,6 +1,13 @@
-"""The lengths of a probe: those of the model, brought to the probe's window and context."""
+"""The sizes of a probe: small ones that do what the model's do.
+
+Lengths are brought to the probe's window and context; what ranks divide keeps its remainder.
+"""
 
 from dataclasses import dataclass
+from math import gcd, lcm
+
+# Whether a vocabulary is a multiple of this decides whether it is padded.
+_VOCABULARY_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -32,3 +39,21 @@ class ProbeLengths:
         if length >= self.model_window:
             return (self.context + self.window) // 2
         return self.window // 2 + 1
+
+
+def probe_heads(heads: int, kv_heads: int, ways: int) -> tuple[int, int]:
+    """Key heads, and queries of each: two and three, or as few more as the ways ask for.
+
+    Key heads have the same common divisor with `ways` as the model's, so that they are repeated as
+    often where they do not divide, and their queries divide by the repeats.
+    """
+    shared = gcd(kv_heads, ways)
+    repeats = ways // shared
+    is_alike = kv_heads >= 2 * shared and gcd(2 * shared, ways) == shared
+    return shared * (2 if is_alike else 1), repeats * max(1, min(heads // kv_heads // repeats, 3))
+
+
+def probe_vocabulary(vocabulary: int, least: int, ways: int) -> int:
+    """The least size that leaves the same over 16 and over the ways as the model's."""
+    step = lcm(_VOCABULARY_MULTIPLE, ways)
+    return least + (vocabulary - least) % step

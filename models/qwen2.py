@@ -11,7 +11,7 @@ from compiler.contracts.errors import CheckpointError, CompilerError
 from compiler.contracts.model_base import ModelFamily
 from models.config_values import integer, is_integer, is_positive_number, not_yet, number, wrong
 from models.layer_types import FULL_ATTENTION, layer_types, window_of, window_violations
-from models.probe import ProbeLengths
+from models.probe import ProbeLengths, probe_heads, probe_vocabulary
 from models.rope import Rope, probe_rope, read_rope, rope_violations
 
 if TYPE_CHECKING:
@@ -192,11 +192,12 @@ class Qwen2(ModelFamily):
         context: int,
         model_window: int,
         model_context: int,
+        ways: int = 1,
     ) -> dict[str, object]:
         """Six heads in groups of three at width 8, or fewer where the model has one of a kind."""
         lengths = ProbeLengths(window, context, model_window, model_context)
         heads, kv_heads = integer(config, "num_attention_heads"), self.kv_heads(config)
-        probe_kv_heads, group = min(kv_heads, 2), min(heads // kv_heads, 3)
+        probe_kv_heads, group = probe_heads(heads, kv_heads, ways)
         hidden = probe_kv_heads * group * _HEAD_DIM
         is_square = integer(config, "hidden_size") == heads * self.head_dim(config)
         found = probe_rope(
@@ -204,11 +205,11 @@ class Qwen2(ModelFamily):
         )
         found |= {
             "hidden_size": hidden if is_square else hidden + 4,
-            "intermediate_size": _INTERMEDIATE,
+            "intermediate_size": _INTERMEDIATE + -_INTERMEDIATE % ways,
             "num_attention_heads": probe_kv_heads * group,
             "num_key_value_heads": probe_kv_heads,
             "head_dim": _HEAD_DIM,
-            "vocab_size": _VOCABULARY + integer(config, "vocab_size") % 16,
+            "vocab_size": probe_vocabulary(integer(config, "vocab_size"), _VOCABULARY, ways),
         }
         reach, trained = window_of(config), _logn_length(config)
         if reach is not None:

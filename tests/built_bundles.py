@@ -47,6 +47,8 @@ class TinyModel:
         kept: `position` of insert-strided-slice; `all` leaves the slice out.
         added: Passes after the default ones.
         variant: One of `family_variants`, in place of the sizes here; empty: none.
+        ways: `model_kwargs.tp`.
+        align_qkv: `model_kwargs.align_qkv`.
     """
 
     name: str = "tiny"
@@ -66,6 +68,8 @@ class TinyModel:
     kept: Literal["all", "last", "last_valid"] = "last_valid"
     added: tuple[str, ...] = ()
     variant: str = ""
+    ways: int = 1
+    align_qkv: bool = False
 
 
 TINY = TinyModel()
@@ -120,6 +124,7 @@ def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
             "shape": {
                 "input_ids": [[model.window], [] if model.context is None else [model.context]]
             },
+            "model_kwargs": {"tp": model.ways, "align_qkv": model.align_qkv},
         },
         "backend": {"type": "tvm_llvm", "dtype": model.dtype, "compile": compiled},
         "passes": _passes(model),
@@ -135,7 +140,7 @@ def _is_measured(model: TinyModel) -> bool:
 
     Another probe takes a trace of its own.
     """
-    return model == TINY or bool(model.variant or model.added)
+    return replace(model, ways=1) == TINY or bool(model.variant or model.added)
 
 
 def _passes(model: TinyModel) -> list[object] | None:

@@ -5,12 +5,14 @@ stderr; with `--json`, stdout holds one object, errors included. A verb's module
 heavy, is imported when the verb runs.
 """
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from compiler.cli.parser import parse_arguments
 from compiler.contracts.errors import (
@@ -19,6 +21,7 @@ from compiler.contracts.errors import (
     CompilerError,
     MachineLacks,
 )
+from compiler.ranks.world import current_world
 from compiler.terminal import Terminal
 
 # What a shell gives a process whose reader has gone (128 + SIGPIPE).
@@ -37,9 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code (see `compiler.contracts.errors`).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    terminal = Terminal(is_json="--json" in arguments, is_quiet="--quiet" in arguments)
+    world = current_world()
+    is_first = world is None or world.rank == 0
+    # The other ranks' errors go to stderr: the first may be ended before it can say its own.
+    terminal = Terminal(
+        is_json="--json" in arguments and is_first,
+        is_quiet="--quiet" in arguments or not is_first,
+    )
     try:
-        return _run(arguments, terminal)
+        if is_first:
+            return _run(arguments, terminal)
+        # The other ranks of a launch compute the same; of several voices one is heard.
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return _run(arguments, terminal)
     except BrokenPipeError:
         # The interpreter flushes stdout once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compiler.cli.conversation import converse, speeds
 from compiler.contracts.errors import ConfigError, RunError
+from compiler.ranks.world import current_world
 from compiler.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -43,7 +44,11 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
 def _check(options: argparse.Namespace, terminal: Terminal) -> None:
     """Refuse options that do not go together, before anything is opened."""
     has_prompt = options.prompt is not None or options.token_ids is not None
+    world = current_world()
+    is_alone = world is None or world.size == 1
     refusals = (
+        (not has_prompt and not is_alone, "a conversation is held by one process"),
+        (options.prompt == "-" and not is_alone, "several processes cannot read one stdin"),
         (options.chat and options.token_ids is not None, "--chat takes text, not --token-ids"),
         (options.system is not None and not options.chat, "--system goes with --chat"),
         (not has_prompt and not options.chat, "there is no prompt"),
@@ -53,7 +58,8 @@ def _check(options: argparse.Namespace, terminal: Terminal) -> None:
     )
     for is_wrong, message in refusals:
         if is_wrong:
-            hint = "give --prompt TEXT, or --prompt - to read stdin"
+            hint = "give --prompt TEXT"
+            hint += ", or --prompt - to read stdin" if is_alone else ""
             raise ConfigError(message, where="command line", hint=hint, code="usage")
     if options.logits is not None and not options.logits.absolute().parent.is_dir():
         message = f"there is no folder {options.logits.absolute().parent}"
@@ -109,7 +115,8 @@ def _run_once(
             terminal.stream(token.text if is_text else f"{token.id} ")
     generation = session.last
     assert generation is not None, "the stream ended without a result"
-    if options.logits is not None:
+    world = current_world()
+    if options.logits is not None and (world is None or world.rank == 0):
         _save_logits(generation, options.logits)
     if terminal.is_json:
         terminal.json(_json(generation))

@@ -4,6 +4,7 @@ from compiler.config.build_config import BuildConfig, load_config
 from compiler.config.pass_list import (
     DEFAULT_PASSES,
     EXPORTED_PASSES,
+    SHARD_PASS,
     PassOption,
     PassSpec,
     build_passes,
@@ -14,6 +15,7 @@ from compiler.config.sections import CompareLimits, Dtype, Verify
 __all__ = [
     "DEFAULT_PASSES",
     "EXPORTED_PASSES",
+    "SHARD_PASS",
     "BuildConfig",
     "CompareLimits",
     "Dtype",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SLICE_PASS = "insert-strided-slice"
 QUANTIZE_PASS = "annotate-int8-qdq"
 CACHE_PASS = "store-kv-cache"
+SHARD_PASS = "shard-tensor-parallel"
 # Of a traced model.
 DEFAULT_PASSES: tuple[str, ...] = (
     "keep-qkv-bias",

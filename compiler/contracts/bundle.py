@@ -96,6 +96,11 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks it was built for."""
+        return 1 + max(entry.rank for entry in self.manifest.modules)
+
     def module(self, phase: Phase, *, rank: int = 0) -> ModuleEntry | None:
         """The entry of one phase and rank; None where it was not built (prefill only)."""
         for entry in self.manifest.modules:

@@ -54,6 +54,7 @@ class ModelFamily(ABC):
         context: int,
         model_window: int,
         model_context: int,
+        ways: int = 1,
     ) -> dict[str, object]:
         """The configuration of the probe: the same layers, kinds and names at small widths.
 
@@ -68,4 +69,6 @@ class ModelFamily(ABC):
             context: The probe's context.
             model_window: The model's prefill window.
             model_context: The model's context; its window where there is no decode.
+            ways: Ranks that both are divided between; what they divide of the model they must
+                divide of the probe, and repeat its key heads as often.
         """

@@ -46,6 +46,8 @@ def _placements(weight: Weight, axis: int) -> list[Placement]:
             along, low, high = (int(attribute) for attribute in weight.attributes)
             places = _placements(weight.operands[0], axis)
             return _within(places, low, high) if along == axis else places
+        case "scale" if axis == 0:  # one, or one row of them, for each row
+            return _placements(weight.operands[0], 0)
         case _:
             is_elementwise = weight.operands and weight.operands[0].shape == weight.shape
             return _placements(weight.operands[0], axis) if is_elementwise else []

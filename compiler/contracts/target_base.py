@@ -42,7 +42,8 @@ class TargetOptions:
             own default.
         window: Prefill window P.
         context: KV cache positions C.
-        tensor_parallel: Ranks.
+        tensor_parallel: Ranks; their programs are lowered one by one, and meet in the fused
+            operators of `compiler.contracts.tensor_parallel`.
         align_qkv: Whether several ranks may hold one key and value head, where there are fewer
             heads than ranks (`frontend.model_kwargs.align_qkv`).
         compile: `backend.compile`, the target's own options.
@@ -258,6 +259,8 @@ class Target(ABC):
     # What may follow the name in a comparison, besides nothing: `torch@bf16`. For a target that
     # opens programs the word after the @ is a pass, the last that has run.
     variants: ClassVar[tuple[str, ...]] = ()
+    # Whether it lowers a rank's program, AllReduce and AllGather included, and runs several.
+    has_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Probe:

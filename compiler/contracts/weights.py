@@ -195,11 +195,44 @@ def concat(parts: Sequence[Weight]) -> Weight:
 
 
 def cut(operand: Weight, axis: int, start: int, stop: int) -> Weight:
-    """`operand[start:stop]` on one axis."""
+    """`operand[start:stop]` on one axis; the whole axis is the operand.
+
+    A cut of what is transposed, cast, joined or cut is made of cuts of its operands, so that no
+    more is read than is kept and the same rows are the same expression. A cut of codes stays
+    outside: along a row they depend on all of it.
+    """
     size = operand.shape[axis]
     assert 0 <= start < stop <= size, f"slice {start}:{stop} of {size}"
+    if (start, stop) == (0, size):
+        return operand
     shape = (*operand.shape[:axis], stop - start, *operand.shape[axis + 1 :])
-    return Weight("slice", shape, operand.dtype, (operand,), (axis, start, stop))
+    match operand.op:
+        case "zeros":
+            return zeros(shape, operand.dtype)
+        case "cast":
+            return cast(cut(operand.operands[0], axis, start, stop), operand.dtype)
+        case "transpose":
+            return transpose(cut(operand.operands[0], 1 - axis, start, stop))
+        case "concat":
+            return _cut_of_concat(operand, axis, start, stop)
+        case "slice" if operand.attributes[0] == axis:
+            low = int(operand.attributes[1])
+            return cut(operand.operands[0], axis, low + start, low + stop)
+        case _:
+            return Weight("slice", shape, operand.dtype, (operand,), (axis, start, stop))
+
+
+def _cut_of_concat(operand: Weight, axis: int, start: int, stop: int) -> Weight:
+    if axis != 0:
+        return concat([cut(part, axis, start, stop) for part in operand.operands])
+    found: list[Weight] = []
+    base = 0
+    for part in operand.operands:
+        low, high = max(start - base, 0), min(stop - base, part.shape[0])
+        if low < high:
+            found.append(cut(part, 0, low, high))
+        base += part.shape[0]
+    return found[0] if len(found) == 1 else concat(found)
 
 
 def quantize(operand: Weight, *, axis: int, bits: int = 8, group: int = 0) -> Weight:

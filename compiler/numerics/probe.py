@@ -42,7 +42,12 @@ def probe_lengths(window: int, context: int | None) -> tuple[int, int | None]:
 
 
 def probe_checkpoint(
-    family: ModelFamily, checkpoint: CheckpointRef, *, window: int, context: int | None
+    family: ModelFamily,
+    checkpoint: CheckpointRef,
+    *,
+    window: int,
+    context: int | None,
+    ways: int = 1,
 ) -> CheckpointRef:
     """The checkpoint that the probe would be traced from; its tensors lie in no file.
 
@@ -51,6 +56,7 @@ def probe_checkpoint(
         checkpoint: The model's.
         window: The model's prefill window.
         context: The model's context; None without decode.
+        ways: Ranks that the model is divided between.
     """
     probe_window, probe_context = probe_lengths(window, context)
     config = family.probe_config(
@@ -59,6 +65,7 @@ def probe_checkpoint(
         context=probe_context or probe_window,
         model_window=window,
         model_context=context or window,
+        ways=ways,
     )
     shapes = family.tensors(config)
     tensors = {

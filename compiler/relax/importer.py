@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from compiler.contracts.errors import TargetError
 from compiler.contracts.program import Program
+from compiler.contracts.tensor_parallel import COLLECTIVES
 from compiler.relax.lean import import_tvm
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def _inlined(program: Program, kept: Mapping[str, FusedConverter]) -> "onnx.Mode
 
     model = program.model()
     names = [(f.domain, f.name) for f in model.functions if f.name not in kept]
+    alone = sorted({name for _, name in names} & set(COLLECTIVES))
+    if alone:
+        raise TargetError(
+            f"there is no converter for {alone[0]}, which is more than its function says",
+            hint="give relax_from_program those of compiler.relax.collectives",
+        )
     if not names:
         return model
     plain = onnx.inliner.inline_selected_functions(model, names)

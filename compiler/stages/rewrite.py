@@ -35,11 +35,19 @@ _AT_FAULT = "the pass is at fault: report it to its author"
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The programs after the last pass, what each pass did, and the snapshots by relative path."""
+    """What the passes left.
+
+    Attributes:
+        programs: After the last pass.
+        records: What each did.
+        snapshots: By relative path.
+        invariants: What holds of each phase, and must go on to.
+    """
 
     programs: ProgramSet
     records: tuple[PassRecord, ...]
     snapshots: Mapping[str, bytes]
+    invariants: Mapping[Phase, Sequence[Invariant]]
 
 
 @dataclass
@@ -102,7 +110,10 @@ def rewrite(
             snapshots[snapshot_name(phase, number, name)] = state.state.model
         if progress is not None:
             progress.update(number, len(passes), "passes")
-    return Rewritten(programs, tuple(records), snapshots)
+    invariants: dict[Phase, Sequence[Invariant]] = {
+        phase: tuple(state.invariants) for phase, state in states.items()
+    }
+    return Rewritten(programs, tuple(records), snapshots, invariants)
 
 
 def snapshot_name(phase: Phase, number: int, name: str) -> str:

@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.bundle_place import kept_bundle
@@ -25,6 +26,7 @@ from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
 from compiler.workflows.processes import run_parallel
 from compiler.workflows.quantizing import calibrated, plan_within_budget
+from compiler.workflows.sharding import shard_programs
 from compiler.workflows.stage_clock import StageClock
 
 logger = logging.getLogger(__name__)
@@ -89,15 +91,21 @@ def build(
             progress=clock.progress,
         )
         check_space(destination, rewritten.programs.stored_bytes())
-    programs, linears = rewritten.programs, ()
+    linears: Sequence[LinearRecord] = ()
     if quantize is not None and quantize.is_calibrated:
         with clock.stage("calibrate"):
-            found = calibrated(config, checkpoint, programs, plan.samples, progress=clock.progress)
-            programs, linears = found.applied(programs), found.linears
-            checkpoint = found.checkpoint
+            whole = rewritten.programs
+            found = calibrated(config, checkpoint, whole, plan.samples, progress=clock.progress)
+            rewritten = replace(rewritten, programs=found.applied(whole))
+            linears, checkpoint = found.linears, found.checkpoint
+    ranks: Sequence[ProgramSet] = (rewritten.programs,)
+    if config.frontend.model_kwargs.tp > 1:
+        with clock.stage("shard"):
+            rewritten, ranks = shard_programs(config, rewritten, entered.probe)
+            check_space(destination, sum(programs.stored_bytes() for programs in ranks))
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
-            modules = _lower(config, plan.target, programs, Path(scratch))
+            modules = _lower(config, plan.target, ranks, Path(scratch))
         with clock.stage("package"):
             draft = bundle_draft(config, checkpoint, plan, rewritten=rewritten, modules=modules)
             bundle = package(
@@ -133,17 +141,26 @@ def _whole(destination: Path) -> Bundle:
 
 
 def _lower(
-    config: BuildConfig, target: Target, programs: ProgramSet, scratch: Path
+    config: BuildConfig, target: Target, ranks: Sequence[ProgramSet], scratch: Path
 ) -> tuple[ModuleDraft, ...]:
-    """Every phase in a process of its own, at most `workspace.workers` at once."""
+    """Every graph in a process of its own, at most `workspace.workers` at once.
+
+    Ranks whose graphs are equal, as they are but for their weights, have one compiled for them.
+    """
     options = config.target_options()
-    folders = [scratch / program.phase for program in programs]
+    programs = [(rank, program) for rank, one in enumerate(ranks) for program in one]
+    graphs = [program.model().SerializeToString(deterministic=True) for _, program in programs]
+    first = {graph: index for index, graph in reversed(list(enumerate(graphs)))}
+    folders = {
+        index: scratch / f"{programs[index][1].phase}-{programs[index][0]}"
+        for index in sorted(first.values())
+    }
     calls = [
-        (type(target), program, options, folder)
-        for program, folder in zip(programs, folders, strict=True)
+        (type(target), programs[index][1], options, folder) for index, folder in folders.items()
     ]
-    lowered = run_parallel(lower_program, calls, workers=config.workspace.workers)
+    results = run_parallel(lower_program, calls, workers=config.workspace.workers)
+    lowered = dict(zip(folders, results, strict=True))
     return tuple(
-        module_draft(program, result, folder)
-        for program, result, folder in zip(programs, lowered, folders, strict=True)
+        module_draft(program, lowered[first[graph]], folders[first[graph]], rank=rank)
+        for (rank, program), graph in zip(programs, graphs, strict=True)
     )

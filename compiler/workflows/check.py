@@ -16,6 +16,7 @@ from compiler.stages.package import check_space
 from compiler.stages.rewrite import rewrite
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
+from compiler.workflows.sharding import shard_programs
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Plan:
         layers: Decoder layers.
         window: Prefill window P.
         context: Positions of the cache C.
-        disk_bytes: Parameters in the bundle; modules and snapshots add a few MB.
+        disk_bytes: Parameters in the bundle, of all ranks; modules and snapshots add a few MB.
         memory_bytes: Parameters and caches at run time; activations and the process add to it.
         cache_bytes: Of which the caches.
-        phases: The graphs.
+        phases: The graphs, of one rank.
         passes: The passes in order.
     """
 
@@ -102,9 +103,10 @@ def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     rewritten = rewrite(
         entered.programs, decided.passes, is_verified=config.verify != "off", probe=entered.probe
     )
-    programs = rewritten.programs
-    disk_bytes = programs.stored_bytes()
-    cache_bytes = max(_cache_bytes(program) for program in programs)
+    rewritten, ranks = shard_programs(config, rewritten, entered.probe)
+    programs = ranks[0]
+    disk_bytes = sum(one.stored_bytes() for one in ranks)
+    cache_bytes = sum(max(_cache_bytes(program) for program in one) for one in ranks)
     shape = config.frontend.shape
     destination = config.workspace_path / config.name
     plan = Plan(

@@ -15,11 +15,11 @@ from compiler.workflows.plan import Plan
 from compiler.workflows.quantization_facts import quantization_facts
 
 
-def module_draft(program: Program, lowered: Lowered, folder: Path) -> ModuleDraft:
-    """One lowered phase, its files in `folder`."""
+def module_draft(program: Program, lowered: Lowered, folder: Path, *, rank: int) -> ModuleDraft:
+    """One lowered phase of a rank, its files in `folder`."""
     return ModuleDraft(
         phase=program.phase,
-        rank=0,
+        rank=rank,
         tokens=program.tokens,
         source_folder=folder,
         inputs=program.inputs(),

@@ -72,7 +72,11 @@ def _traced(config: BuildConfig, checkpoint: CheckpointRef, *, has_probe: bool) 
         (programs,) = run_isolated(trace_checkpoints, [job])
         return Entered(programs, None)
     small = probe_checkpoint(
-        family_of(checkpoint), checkpoint, window=shape.window, context=shape.context
+        family_of(checkpoint),
+        checkpoint,
+        window=shape.window,
+        context=shape.context,
+        ways=config.frontend.model_kwargs.tp,
     )
     small_job = (small, *probe_lengths(shape.window, shape.context))
     programs, probed = run_isolated(trace_checkpoints, [job, small_job])

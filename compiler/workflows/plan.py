@@ -21,6 +21,7 @@ from compiler.text import TOKENIZER_FILES
 from compiler.workflows.evaluation_text import tokens_to_evaluate
 from compiler.workflows.pass_plan import passes_of
 from compiler.workflows.samples import needs_samples, samples_of
+from compiler.workflows.sharding import ranks_violations
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def plan_build(
     options = config.target_options()
     errors: list[CompilerError] = [
         *target.constraints(options, checkpoint.config),
+        *ranks_violations(config, target, checkpoint),
         *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(config, target)),
     ]
     tokens: tuple[int, ...] | None = None

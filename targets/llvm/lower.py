@@ -16,11 +16,13 @@ def write_library(program: Program, library: Path, *, features: CpuFeatures, thr
         TargetError: TVM's importer lacks an operator.
     """
     tvm = import_tvm()
+    from compiler.relax.collectives import collective_converters
     from targets.llvm.cache_writes import join_cache_writes
     from targets.llvm.fused import fused_converters
     from targets.llvm.pipeline import pipeline
 
-    module = relax_from_program(join_cache_writes(program), fused=fused_converters(features))
+    fused = {**fused_converters(features), **collective_converters()}
+    module = relax_from_program(join_cache_writes(program), fused=fused)
     executable = tvm.compile(
         module,
         target=tvm.target.Target(llvm_target(features, threads=threads)),

@@ -11,9 +11,11 @@ import numpy as np
 
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
 from compiler.contracts.errors import MachineLacks
-from compiler.contracts.program import Phase
+from compiler.contracts.program import PHASES, Phase
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.tensor_parallel import Collectives
+from compiler.relax.collectives import serve_collectives, taking_part
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, aligned_zeros, map_parameters
 from targets.llvm.features import CpuFeatures, detect, missing
@@ -26,14 +28,33 @@ _CPU_DEVICE, _POOLED_ALLOCATOR = 1, 2
 
 
 class LLVMRunner(WindowedRunner):
-    """One bundle, one KV cache."""
+    """One rank of a bundle, one KV cache.
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        entries = [e for p in ("prefill", "decode") if (e := bundle.module(p)) is not None]
+    Args:
+        bundle: What to run.
+        threads: To compute with; None leaves it to the runtime.
+        rank: Which of the bundle's.
+        collectives: Its line to the other ranks; None where there are none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        rank: int = 0,
+        collectives: Collectives | None = None,
+    ) -> None:
+        entries = [
+            entry for phase in PHASES if (entry := bundle.module(phase, rank=rank)) is not None
+        ]
         for entry in entries:
             _check_features(bundle, entry)
         _set_threads(threads)
         self._ffi = import_tvm_ffi()
+        self._collectives = collectives
+        if collectives is not None:
+            serve_collectives()
         manifest = bundle.manifest
         self.window, self.context = manifest.window, manifest.context
         self.vocabulary = manifest.vocabulary
@@ -43,7 +64,7 @@ class LLVMRunner(WindowedRunner):
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
         self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
-        mapped = map_parameters(bundle.path / PARAMS_FOLDER / "rank0.safetensors")
+        mapped = map_parameters(bundle.path / PARAMS_FOLDER / f"rank{rank}.safetensors")
         tensors = {name: self._tensor(*value) for name, value in mapped.items()}
         self._params = {
             entry.phase: [tensors[entry.stored[name]] for name in entry.params] for entry in entries
@@ -74,6 +95,9 @@ class LLVMRunner(WindowedRunner):
             for spec in self._entries[phase].inputs
         ]
         arguments += self._params[phase]
+        if self._collectives is not None:
+            with taking_part(self._collectives):
+                return self._logits(self._functions[phase](*arguments), valid)
         if phase not in self._observed:
             return self._logits(self._functions[phase](*arguments), valid)
         instrument, function = self._observed[phase]
@@ -84,6 +108,8 @@ class LLVMRunner(WindowedRunner):
 
     def observe(self, observer: Observer | None) -> None:
         """Watch the same kernels in machines of their own: TVM takes no instrument back."""
+        if self._collectives is not None:
+            super().observe(observer)
         self._observed = {}
         if observer is None:
             return
@@ -98,6 +124,11 @@ class LLVMRunner(WindowedRunner):
             machine = self._machine(phase)
             machine["set_instrument"](self._ffi.convert(instrument))
             self._observed[phase] = instrument, machine["main"]
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        if self._collectives is not None:
+            self._collectives.close()
 
     def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As attention reads them."""

@@ -36,6 +36,7 @@ class LLVMTarget(Target):
 
     name: ClassVar = "tvm_llvm"
     opens: ClassVar = "bundle"
+    has_ranks: ClassVar = True
 
     def probe(self) -> Probe:
         """TVM, its runtime, and a linker."""
@@ -75,13 +76,6 @@ class LLVMTarget(Target):
                 _features(options) if key == "features" else _threads(options)
             except ConfigError as error:
                 found.append(ConfigError(error.message, where=place, hint=error.hint))
-        if options.tensor_parallel != 1:
-            found.append(
-                ConfigError(
-                    f"target '{self.name}' builds one rank, not {options.tensor_parallel}",
-                    where=options.places.get("frontend.model_kwargs.tp"),
-                )
-            )
         return found
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
@@ -150,6 +144,10 @@ class LLVMTarget(Target):
         """
         if not isinstance(model, Bundle):
             raise TargetError(f"target '{self.name}' opens bundles, not {type(model).__name__}")
+        if model.ranks > 1:
+            from targets.llvm.ranks import open_llvm_ranks
+
+            return open_llvm_ranks(model, threads=threads)
         from targets.llvm.runner import LLVMRunner
 
         return LLVMRunner(model, threads=threads)

@@ -174,9 +174,7 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
     assert {code for _, code, _ in found} == {"not-supported-yet"}
     assert [(where, message) for where, _, message in found] == [
         ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
-        ("model.yaml:12:9", "frontend.model_kwargs.tp: 4 is not supported yet"),
         ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
-        ("model.yaml:14:16", "frontend.model_kwargs.align_qkv: true is not supported yet"),
         ("model.yaml:22:9", "target 'tvm_vacc' is not supported yet"),
         ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
         ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),

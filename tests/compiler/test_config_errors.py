@@ -317,7 +317,6 @@ on: 1
         ("2:1", "missing-key"),
         ("3:3", "unknown-key"),
         ("6:24", "bad-value"),
-        ("7:22", "not-supported-yet"),
         ("10:3", "duplicate-key"),
         ("11:10", "bad-value"),
         ("12:10", "unknown-name"),

@@ -83,6 +83,7 @@ def test_the_built_in_names():
         "place-scale",
         "plan-kv-cache",
         "restore-transpose",
+        "shard-tensor-parallel",
         "state-reshapes",
         "store-kv-cache",
         "store-weights",

@@ -7,11 +7,12 @@ import pytest
 from family_variants import VARIANTS
 from program_runs import run_pass
 
+from compiler.contracts.tensor_parallel import kv_repeats
 from compiler.contracts.weights import CheckpointRef, StoredTensor
 from compiler.stages.trace import trace
 from models.layer_types import FULL_ATTENTION, SLIDING_ATTENTION
 from models.llama import Llama
-from models.probe import ProbeLengths
+from models.probe import ProbeLengths, probe_heads, probe_vocabulary
 from models.qwen2 import Qwen2
 from models.qwen3 import Qwen3
 from passes.fold_constants import FoldConstants
@@ -177,3 +178,40 @@ def test_a_pass_does_the_same_to_model_and_probe(name: str, length: int):
     if name == "sliding":
         # A full and a sliding layer, in prefill and in decode.
         assert windows == [False, reached[length][0], False, reached[length][1]]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "ways", "wanted"),
+    [
+        (16, 8, 1, (2, 2)),
+        (16, 8, 4, (8, 2)),
+        (32, 16, 4, (8, 2)),
+        (16, 2, 4, (2, 6)),
+        (16, 2, 8, (2, 8)),
+        (9, 3, 3, (3, 3)),
+        (24, 6, 4, (2, 4)),
+        (7, 1, 7, (1, 7)),
+    ],
+)
+def test_ranks_divide_the_probe_as_they_do_the_model(
+    heads: int, kv_heads: int, ways: int, wanted: tuple[int, int]
+):
+    probe_kv_heads, group = probe_heads(heads, kv_heads, ways)
+    assert (probe_kv_heads, group) == wanted
+    assert kv_repeats(probe_kv_heads, ways) == kv_repeats(kv_heads, ways)
+    assert probe_kv_heads * group % ways == 0
+
+
+@pytest.mark.parametrize(("vocabulary", "ways"), [(151936, 8), (49152, 3), (151936, 3), (151, 5)])
+def test_the_probe_s_vocabulary_divides_as_the_model_s(vocabulary: int, ways: int):
+    found = probe_vocabulary(vocabulary, 48, ways)
+    assert 48 <= found < 48 + 16 * ways
+    assert (found % 16, found % ways) == (vocabulary % 16, vocabulary % ways)
+
+
+@pytest.mark.parametrize("ways", [3, 7, 8])
+def test_the_probe_s_channels_divide(ways: int):
+    found = Qwen2().probe_config(CONFIG, **LENGTHS, ways=ways)["intermediate_size"]
+    assert found in range(40, 40 + ways)
+    assert isinstance(found, int)
+    assert found % ways == 0

@@ -14,6 +14,7 @@ from passes.fuse_rms_norm import FUSED_RMS_NORM
 from passes.fuse_rotary import FUSED_ROTARY
 from passes.fuse_silu_mul import FUSED_SILU_MUL
 from passes.plan_kv_cache import CACHE_UPDATE
+from passes.shard_tensor_parallel import ALL_GATHER_FUNCTION, ALL_REDUCE_FUNCTION
 
 OURS = (
     CAUSAL_MASK,
@@ -23,6 +24,8 @@ OURS = (
     FUSED_ROTARY,
     FUSED_SILU_MUL,
     QUANTIZED_TOKENS,
+    ALL_REDUCE_FUNCTION,
+    ALL_GATHER_FUNCTION,
 )
 # The accelerator's operators stand in its own domain.
 FUNCTIONS = (*OURS, QUANTIZED_LINEAR)
