@@ -60,7 +60,7 @@ TARGETS: Mapping[str, str] = {
     "torch": "targets.torch.target:TorchTarget",
     "onnxruntime": "targets.onnxruntime.target:OnnxRuntimeTarget",
 }
-# Names of the declared format that no class stands behind yet; a plugin may fill them.
+# Names of the declared format that a plugin brings.
 DECLARED_TARGETS: tuple[str, ...] = ("tvm_vacc",)
 TARGET_ALIASES: Mapping[str, str] = {"llvm": "tvm_llvm", "vacc": "tvm_vacc"}
 # By the `model_type` of config.json.
@@ -102,7 +102,7 @@ def targets() -> tuple[str, ...]:
 
 
 def declared_targets() -> tuple[str, ...]:
-    """Names that `backend.type` knows, sorted: those that have a class and those that will."""
+    """Names that `backend.type` knows, sorted: those that are installed and those that may be."""
     return tuple(sorted({*_targets(), *DECLARED_TARGETS}))
 
 
@@ -163,7 +163,7 @@ def load_target(name: str, *, where: str | None = None) -> "type[Target]":
     """The class of a target, by name or alias.
 
     Raises:
-        ConfigError: No target has that name, or it is declared and not built yet.
+        ConfigError: No target has that name, or nothing installed brings it.
         MachineLacks: Its module needs a package that is not installed.
     """
     from compiler.contracts.target_base import Target
@@ -171,17 +171,18 @@ def load_target(name: str, *, where: str | None = None) -> "type[Target]":
     table = _targets()
     resolved = resolve_target(name, where=where)
     if resolved not in table:
-        raise not_built(name, where=where)
+        raise not_installed(name, where=where)
     return _load(table[resolved], "target", Target, where=where)
 
 
-def not_built(name: str, *, where: str | None = None) -> ConfigError:
-    """The error for a target that the format declares and no class stands behind."""
+def not_installed(name: str, *, where: str | None = None) -> ConfigError:
+    """The error for a target that the format declares and no installed package brings."""
     return ConfigError(
-        f"target '{name}' is not supported yet",
+        f"target '{name}' is not installed",
         where=where,
-        hint=f"supported: {', '.join(targets())}",
-        code="not-supported-yet",
+        hint=f"installed: {', '.join(targets())}; a package brings '{resolve_target(name)}' by an "
+        "entry point in the group 'graphlower.targets'",
+        code="not-installed",
     )
 
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def traced_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedMo
 def built_bundles(tmp_path_factory: pytest.TempPathFactory) -> BuiltBundles:
     """Bundles of tiny models, each built once a session."""
     return BuiltBundles(tmp_path_factory.mktemp("built-bundles"))
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No installed package brings a pass, a target or a model family."""
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: ())
 
 
 @pytest.fixture

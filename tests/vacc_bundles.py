@@ -1,18 +1,14 @@
 """Bundles of tiny models for the accelerator, each built once a session."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from built_bundles import TinyModel, in_this_process, write_tiny
 from compiler_process import environment
-from vacc_plugin import write_plugin
 
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.bundle import Bundle
@@ -47,13 +43,11 @@ class VaccBundles:
 
     Attributes:
         folder: Where all of them lie.
-        plugin: For `sys.path`: its metadata registers the target.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._bundles: dict[VaccModel, Path] = {}
-        self.plugin = write_plugin(folder / "plugin")
 
     def checkpoint(self, model: TinyModel = TINY) -> Path:
         """The Hugging Face folder."""
@@ -79,8 +73,7 @@ class VaccBundles:
 
     def config(self, path: Path, built: VaccModel = FLOATS) -> BuildConfig:
         """The checked configuration."""
-        with self.installed():
-            return load_config(self.yaml(path, built))
+        return load_config(self.yaml(path, built))
 
     def bundle(self, built: VaccModel = FLOATS) -> Bundle:
         """The built bundle."""
@@ -88,23 +81,15 @@ class VaccBundles:
             folder = self.folder / f"built-{len(self._bundles)}"
             folder.mkdir()
             config = self.config(folder / "model.yaml", built)
-            with self.installed(), in_this_process():
+            with in_this_process():
                 self._bundles[built] = build(config).bundle
         return open_bundle(self._bundles[built])
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Inside, the plugin's entry point is found."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(self.plugin))
-            yield
-
     def python(self, code: str, *arguments: str | Path, env: Mapping[str, str]) -> str:
-        """What a Python program prints in a process of its own, with the plugin installed."""
-        path = os.pathsep.join([environment()["PYTHONPATH"], str(self.plugin)])
+        """What a Python program prints in a process of its own."""
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=environment(PYTHONPATH=path, **env),
+            env=environment(**env),
             capture_output=True,
             text=True,
             check=False,

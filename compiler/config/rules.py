@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compiler.config.explain import dotted
 from compiler.contracts.errors import CompilerError, ConfigError
 from compiler.contracts.quantization import QUANTIZE_TYPES, QuantizeType
-from compiler.registry import not_built, resolve_target, targets
+from compiler.registry import not_installed, resolve_target, targets
 from compiler.yaml_source import Source, YamlPath, YamlValue
 
 
@@ -112,7 +112,7 @@ def _target(values: _Values) -> list[CompilerError]:
         resolved = resolve_target(name, where=where)
     except ConfigError as error:
         return [error]
-    return [] if resolved in targets() else [not_built(name, where=where)]
+    return [] if resolved in targets() else [not_installed(name, where=where)]
 
 
 def _lengths(values: _Values) -> list[ConfigError]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from compiler import registry
 from compiler.config import CompareLimits, load_config
 from compiler.config.rules import NOT_SUPPORTED_YET
 from compiler.config.sections import COMPARE_DEFAULTS
@@ -98,7 +97,6 @@ def errors_of(load, text: str) -> list[tuple[str | None, str, str]]:
 def everything_built(monkeypatch: pytest.MonkeyPatch):
     """Lifts the limits of today, so that the whole format can be seen to parse."""
     monkeypatch.setattr("compiler.config.rules.NOT_SUPPORTED_YET", ())
-    monkeypatch.setattr(registry, "TARGETS", {**registry.TARGETS, "tvm_vacc": "none:None"})
 
 
 def test_a_minimal_file_and_its_defaults(load, tmp_path):
@@ -175,7 +173,6 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
     assert [(where, message) for where, _, message in found] == [
         ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
         ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
-        ("model.yaml:22:9", "target 'tvm_vacc' is not supported yet"),
         ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
         ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),
         ("model.yaml:42:16", "workspace.env_recheck: false is not supported yet"),

@@ -191,12 +191,6 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "did you mean 'tvm_llvm'? Possible: llvm, onnxruntime, torch, tvm_llvm, tvm_vacc, vacc",
         ),
         (
-            "backend.type=vacc",
-            "not-supported-yet",
-            "target 'vacc' is not supported yet",
-            "supported: onnxruntime, torch, tvm_llvm",
-        ),
-        (
             "backend.compile.x={a: 1}",
             "wrong-type",
             "backend.compile.x: expected a scalar or a list of texts, got a section",

@@ -89,7 +89,7 @@ def test_the_built_in_names():
         "store-weights",
         "widen-angles",
     )
-    assert registry.targets() == ("onnxruntime", "torch", "tvm_llvm")
+    assert registry.targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
     assert registry.declared_targets() == ("onnxruntime", "torch", "tvm_llvm", "tvm_vacc")
     assert registry.models() == ("llama", "qwen2", "qwen3")
 
@@ -142,13 +142,18 @@ def test_targets_resolve_through_aliases():
     assert registry.resolve_target("torch") == "torch"
 
 
-def test_a_declared_target_without_a_class_is_not_supported_yet():
+def test_a_declared_target_that_nothing_brings_is_not_installed(plugins):
+    plugins()
+    assert registry.targets() == ("onnxruntime", "torch", "tvm_llvm")
     with pytest.raises(ConfigError) as caught:
         registry.load_target("vacc", where="m.yaml:1:2")
     error = caught.value
-    assert (error.code, error.where) == ("not-supported-yet", "m.yaml:1:2")
-    assert error.message == "target 'vacc' is not supported yet"
-    assert error.hint == "supported: onnxruntime, torch, tvm_llvm"
+    assert (error.code, error.where) == ("not-installed", "m.yaml:1:2")
+    assert error.message == "target 'vacc' is not installed"
+    assert error.hint == (
+        "installed: onnxruntime, torch, tvm_llvm; a package brings 'tvm_vacc' by an entry point "
+        "in the group 'graphlower.targets'"
+    )
 
 
 def test_a_plugin_may_fill_a_declared_target(plugins, module):

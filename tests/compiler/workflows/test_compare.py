@@ -255,7 +255,7 @@ def test_what_contradicts_itself(
         ("torch", {"against": Path("none.npz")}, "cannot be read: No such file or directory"),
         ("torch,onnxruntime", {"inputs_file": Path("none.npz")}, "cannot be read: No such file"),
         ("torch,onnxruntime", {"text": "t1"}, "the perplexity of 1 tokens means nothing"),
-        ("torch,vacc", {}, "'tvm_vacc' is not supported yet"),
+        ("torch,vacc", {}, "the device takes weights of fp16 and int8, not fp32"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_runs(

@@ -40,7 +40,7 @@ def test_compare_names_each_fault_and_passes_without(
         level="tap",
     )
     config = vacc_bundles.config(vacc_bundles.folder / "model.yaml")
-    with vacc_bundles.installed(), in_this_process():
+    with in_this_process():
         report = compare(config, request)
     (comparison,) = report.comparisons
     assert len(comparison.taps) > 30

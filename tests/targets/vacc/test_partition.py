@@ -80,7 +80,7 @@ def test_what_the_profile_lacks_falls_back_and_the_numbers_stay(vacc_bundles: Va
 
 def test_strict_refuses_a_fallback_and_names_it(vacc_bundles: VaccBundles, tmp_path: Path) -> None:
     config = vacc_bundles.config(tmp_path / "model.yaml", lacking("silu_mul", strict=True))
-    with vacc_bundles.installed(), in_this_process(), pytest.raises(CompilerError) as caught:
+    with in_this_process(), pytest.raises(CompilerError) as caught:
         build(config)
     said = str(caught.value)
     assert re.search(r"relax.multiply float32\[1, 32, 96\] falls back to the host: the prof", said)
@@ -124,7 +124,7 @@ def test_the_estimate_counts_what_the_model_multiplies(vacc_bundles: VaccBundles
 
 def test_equal_builds_are_equal_to_the_byte(vacc_bundles: VaccBundles, tmp_path: Path) -> None:
     config = vacc_bundles.config(tmp_path / "model.yaml")
-    with vacc_bundles.installed(), in_this_process():
+    with in_this_process():
         again = build(config).bundle
     first = vacc_bundles.bundle()
     entry = first.module("decode")

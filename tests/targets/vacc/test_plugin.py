@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from vacc_plugin import write_plugin
 
 from compiler import registry
 from compiler.contracts.errors import CompilerError, MachineLacks
@@ -27,29 +26,25 @@ class Mine:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_plugin(tmp_path / "site", extra=DRIVERS)
-    (folder / "my_vacc_driver.py").write_text(DRIVER, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(folder))
+    metadata = tmp_path / "my_drivers-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-drivers\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(DRIVERS)
+    (tmp_path / "my_vacc_driver.py").write_text(DRIVER, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
 
 
-@pytest.fixture
-def removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No package brings the target."""
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda **_: ())
-
-
-@pytest.mark.usefixtures("installed")
 def test_an_installed_plugin_is_a_target_under_both_names() -> None:
     assert "tvm_vacc" in registry.targets()
     assert registry.load_target("vacc") is VaccTarget
     assert registry.load_target("tvm_vacc") is VaccTarget
 
 
-@pytest.mark.usefixtures("removed")
+@pytest.mark.usefixtures("no_plugins")
 def test_without_its_entry_point_the_error_is_clear_and_others_work() -> None:
-    with pytest.raises(CompilerError, match="target 'vacc' is not supported yet") as caught:
+    with pytest.raises(CompilerError, match="target 'vacc' is not installed") as caught:
         registry.load_target("vacc")
-    assert caught.value.hint == "supported: onnxruntime, torch, tvm_llvm"
+    assert str(caught.value.hint).startswith("installed: onnxruntime, torch, tvm_llvm; ")
     for name in ("tvm_llvm", "torch", "onnxruntime"):
         assert registry.load_target(name)().probe().can_run
 
