@@ -41,7 +41,7 @@ check: $(VENV)/installed-dev ## format, lint, types, layering and the fast tests
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not model and not accept and not browser"
 
 accept: $(VENV)/installed-test ## measure what the project claims; figures in build/acceptance.md
-	$(BIN)/python -m pytest -m accept tests/acceptance
+	$(BIN)/python -m pytest -m accept
 
 format: $(VENV)/installed-dev ## format the sources and mend what ruff can mend
 	$(BIN)/ruff check --fix --show-fixes .

@@ -15,6 +15,9 @@ PAGES = [
 ]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
+# Whole builds besides the demo's, one of them with a calibration: minutes each.
+_LONG = ("build models/smollm2-135m-", "--ladder")
+
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 
@@ -37,6 +40,11 @@ def commands() -> list[tuple[str, str]]:
     assert all(line.startswith("$ ") for _, line in lines), "a console block holds output"
     pages = {line[2:]: page for page, line in reversed(lines) if not line.startswith("$ make")}
     return [(page, command) for command, page in reversed(pages.items())]
+
+
+def marks(command: str) -> list[pytest.MarkDecorator]:
+    """What takes minutes is run by the acceptance run."""
+    return [pytest.mark.accept] if any(part in command for part in _LONG) else []
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,9 @@ def run_shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
+@pytest.mark.parametrize(
+    ("page", "command"), [pytest.param(*one, marks=marks(one[1])) for one in commands()]
+)
 def test_a_documented_command_runs(page, command, checkout):
     assert run_shell(command, checkout).strip(), f"{page}: nothing was printed"
 
