@@ -153,6 +153,8 @@ class EmulatedPartition(LoadedPartition):
                     continue
                 if isinstance(step, Meet):
                     meet_ranks(step, memory, self._collectives)
+                    if watch is not None:
+                        _show(step.module, step.collective, memory[step.result], watch)
                     continue
                 self.execute(step, memory)
                 if watch is not None:
@@ -229,10 +231,14 @@ class EmulatedPartition(LoadedPartition):
     def _show(self, run: Run, memory: Mapping[str, np.ndarray], watch: Watch) -> None:
         kernel = self._kernels[run.kernel]
         for tensor, name in zip(kernel.outputs, run.results, strict=True):
-            values = memory[name].reshape(tensor.shape)
-            given = watch(run.module, kernel.composite, values)
-            if given is not None:
-                values[...] = given
+            _show(run.module, kernel.composite, memory[name].reshape(tensor.shape), watch)
+
+
+def _show(module: str, composite: str, values: np.ndarray, watch: Watch) -> None:
+    """Let `watch` see a result, a view of memory, and put in place what it gives."""
+    given = watch(module, composite, values)
+    if given is not None:
+        values[...] = given
 
 
 def _numbers(

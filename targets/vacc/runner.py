@@ -18,6 +18,7 @@ from compiler.contracts.program import Phase
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import WindowedRunner
 from compiler.contracts.tensor_parallel import Collectives
+from compiler.ranks.observing import RankObserver
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, map_parameters
 from targets.vacc.driver import LoadedPartition, VaccDriver, Watch, load_driver
@@ -106,7 +107,13 @@ class VaccRunner(WindowedRunner):
             for spec in entry.inputs
         ]
         if self._observer is not None:
-            self._watch = TapWatch(self._observer, tokens=entry.tokens, past=past, valid=valid)
+            self._watch = TapWatch(
+                self._observer,
+                tokens=entry.tokens,
+                past=past,
+                valid=valid,
+                has_ranks=self._collectives is not None,
+            )
         outputs = self._run(phase, [*arguments, *self._params[phase]])
         rows = np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)
         # Every token's, where the slice was left out; else the wanted one's alone.
@@ -123,8 +130,13 @@ class VaccRunner(WindowedRunner):
             cache[length:] = 0
 
     def observe(self, observer: Observer | None) -> None:
-        """Show what the driver leaves in memory; it runs what it would run unobserved."""
-        if self._collectives is not None:
+        """Show what the driver leaves in memory; it runs what it would run unobserved.
+
+        Raises:
+            TargetError: A process that is one rank of several sees a share of each tap alone.
+        """
+        is_alone = self._collectives is None
+        if not is_alone and observer is not None and not isinstance(observer, RankObserver):
             super().observe(observer)
         self._observer = observer
 
