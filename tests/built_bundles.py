@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import pytest
 from checkpoint_factory import change_config, write_checkpoint
 from family_variants import write_variant
@@ -111,6 +112,13 @@ def write_word_tokenizer(folder: Path, vocabulary: int) -> None:
     tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def write_words(path: Path, vocabulary: int) -> Path:
+    """A text of 400 random words of `write_word_tokenizer`, to calibrate on."""
+    words = np.random.default_rng(1).integers(0, vocabulary - len(ROLE_WORDS), 400)
+    path.write_text(" ".join(f"t{word}" for word in words), encoding="utf-8")
+    return path
 
 
 def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from built_bundles import TinyModel, in_this_process, write_tiny
+from built_bundles import TinyModel, in_this_process, write_tiny, write_words
 from compiler_process import environment
 
 from compiler.config import BuildConfig, load_config
@@ -27,11 +27,15 @@ class VaccModel:
         model: Its sizes.
         added: Passes after the default ones.
         compiled: `backend.compile`, as pairs.
+        quantized: `frontend.quantize.type`, of an int8 model; empty: none.
+        verify: What the build checks; with ranks `probe` runs them together.
     """
 
     model: TinyModel = TINY
     added: tuple[str, ...] = ()
     compiled: tuple[tuple[str, object], ...] = ()
+    quantized: str = ""
+    verify: str = "off"
 
 
 FLOATS = VaccModel()
@@ -56,19 +60,28 @@ class VaccBundles:
 
     def yaml(self, path: Path, built: VaccModel = FLOATS) -> Path:
         """A YAML whose workspace lies beside it."""
+        model = built.model
         tree = {
             "name": path.stem,
             "frontend": {
                 "type": "huggingface",
-                "checkpoint": str(self.checkpoint(built.model)),
-                "shape": {"input_ids": [[built.model.window], [built.model.context]]},
+                "checkpoint": str(self.checkpoint(model)),
+                "shape": {"input_ids": [[model.window], [model.context]]},
+                "model_kwargs": {"tp": model.ways, "align_qkv": model.align_qkv},
+                **({"quantize": {"type": built.quantized}} if built.quantized else {}),
             },
-            "backend": {"type": "vacc", "dtype": "fp16", "compile": dict(built.compiled)},
+            "backend": {
+                "type": "vacc",
+                "dtype": "int8" if built.quantized else "fp16",
+                "compile": dict(built.compiled),
+            },
+            "dataset": {"type": "text", "path": "data.txt", "nsamples": 3, "seqlen": 40},
             "passes": {"add": list(built.added)},
-            "verify": "off",
+            "verify": built.verify,
             "workspace": {"path": str(path.parent / "workspace")},
         }
         path.write_text(json.dumps(tree), encoding="utf-8")
+        write_words(path.parent / "data.txt", model.vocabulary)
         return path
 
     def config(self, path: Path, built: VaccModel = FLOATS) -> BuildConfig:

@@ -47,7 +47,11 @@ def open_ranks(bundle: Bundle, open_rank: OpenRank, *, threads: int | None = Non
     check_world(world, ways)
     if world is None:
         share = max(1, (threads or len(os.sched_getaffinity(0))) // ways)
-        return ThreadedRanks(ways, lambda rank, line: open_rank(rank, line, threads=share))
+        return ThreadedRanks(
+            ways,
+            lambda rank, line: open_rank(rank, line, threads=share),
+            is_repeated=_may_repeat(bundle),
+        )
     from compiler.ranks.gloo import GlooCollectives
 
     line = GlooCollectives(world)
@@ -58,6 +62,14 @@ def open_ranks(bundle: Bundle, open_rank: OpenRank, *, threads: int | None = Non
     except BaseException:
         line.close()
         raise
+
+
+def _may_repeat(bundle: Bundle) -> bool:
+    """Whether the bundle was built with leave to put a key head on several ranks."""
+    match bundle.manifest.config:
+        case {"frontend": {"model_kwargs": {"align_qkv": True}}}:
+            return True
+    return False
 
 
 def _check_complete(bundle: Bundle) -> None:

@@ -6,10 +6,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from compiler.contracts.errors import CompilerError
+from compiler.contracts.errors import CompilerError, TargetError
+from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.exchange import Exchange
+from compiler.ranks.observing import RankObserver, joined_columns
 
 Result = TypeVar("Result")
 
@@ -22,10 +24,17 @@ class ThreadedRanks(Runner):
     Args:
         ways: Number of ranks.
         open_rank: (rank, its collectives) -> its runner; called in the rank's own thread.
+        is_repeated: Whether a key head may stand on several ranks.
     """
 
-    def __init__(self, ways: int, open_rank: Callable[[int, Collectives], Runner]) -> None:
-        self._exchange = Exchange(ways)
+    def __init__(
+        self,
+        ways: int,
+        open_rank: Callable[[int, Collectives], Runner],
+        *,
+        is_repeated: bool = False,
+    ) -> None:
+        self._exchange, self._is_repeated = Exchange(ways), is_repeated
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"rank{rank}") for rank in range(ways)
         ]
@@ -55,6 +64,33 @@ class ThreadedRanks(Runner):
         logits = self._together(extend)
         self.length += len(tokens)
         return logits[0]
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show the taps of all ranks together.
+
+        Raises:
+            TargetError: A rank's runner shows nothing but logits.
+        """
+
+        def observe(rank: int) -> None:
+            own = observer
+            if observer is not None:
+                own = RankObserver(observer, self._exchange, rank, is_repeated=self._is_repeated)
+            self._runners[rank].observe(own)
+
+        self._together(observe)
+
+    def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The heads of all ranks.
+
+        Raises:
+            TargetError: Some stand on several ranks, or a rank's runner does not show its cache.
+        """
+        if self._is_repeated:
+            raise TargetError("ranks that share key heads do not show their caches")
+        shares = self._together(lambda rank: self._runners[rank].cache_rows(layer, start, stop))
+        keys, values = (joined_columns(one) for one in zip(*shares, strict=True))
+        return keys, values
 
     def close(self) -> None:
         """Let every rank finish or fail, and release it."""

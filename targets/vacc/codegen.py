@@ -12,7 +12,17 @@ from targets.vacc.lowering import Lowering
 from targets.vacc.memory_plan import share_memory
 from targets.vacc.patterns import PREFIX
 from targets.vacc.relax_types import Body, bindings_of, dtype_of, result_of, shape_of
-from targets.vacc.tile_program import Argument, Kernel, Role, Run, Tensor, TileProgram, View
+from targets.vacc.tile_program import (
+    Argument,
+    Kernel,
+    Meet,
+    Role,
+    Run,
+    Step,
+    Tensor,
+    TileProgram,
+    View,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class _Writing:
             self.modules[one.name] = one.name.rpartition(".")[0] if is_stored else one.name
         self.kernels: list[Kernel] = []
         self.tensors: list[Tensor] = []
-        self.steps: list[Run | View] = []
+        self.steps: list[Step] = []
         self.nodes = 0
 
     def write(self) -> None:
@@ -119,6 +129,9 @@ class _Writing:
         found = lowering(composite, tuple(self.dtypes[name] for name in given), self.profile)
         arguments = tuple(given[index] for index in found.arguments)
         self.nodes += len(Body(composite).calls)
+        if found.collective is not None:
+            self._meet(var, found, arguments[0])
+            return
         if found.kernel is None:
             self._view(var, arguments[0])
             return
@@ -128,12 +141,24 @@ class _Writing:
         if found.written >= 0:
             result = given[found.written]
         else:
-            result = f"v{len(self.steps)}"
-            self.tensors.append(Tensor(result, kernel.outputs[0].dtype, shape_of(var)))
-            self.dtypes[result] = kernel.outputs[0].dtype
-            self.modules[result] = module
+            result = self._new(var, kernel.outputs[0].dtype, module)
         self.names[var] = result
         self.steps.append(Run(kernel.name, module, arguments, (result,)))
+
+    def _new(self, var: relax.Var, dtype: str, module: str) -> str:
+        """Memory for a result."""
+        name = f"v{len(self.steps)}"
+        self.tensors.append(Tensor(name, dtype, shape_of(var)))
+        self.dtypes[name], self.modules[name] = dtype, module
+        return name
+
+    def _meet(self, var: relax.Var, found: Lowering, argument: str) -> None:
+        """What ranks make together is still the work of the module that made their shares."""
+        assert found.collective is not None, "ranks meet for a collective"
+        module = self.modules[argument]
+        result = self._new(var, self.dtypes[argument], module)
+        self.names[var] = result
+        self.steps.append(Meet(found.collective, module, found.ways, argument, result))
 
     def _view(self, var: relax.Var, source: str) -> None:
         name = f"v{len(self.steps)}"

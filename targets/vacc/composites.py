@@ -196,6 +196,14 @@ def _cache_update(composite: Composite) -> Lowering:
     return Lowering(kernel, (1, 2, 3), written=0)
 
 
+def _all_reduce(composite: Composite) -> Lowering:
+    return Lowering(None, (0,), collective="all_reduce", ways=int(composite.facts["ways"]))
+
+
+def _all_gather(composite: Composite) -> Lowering:
+    return Lowering(None, (0,), collective="all_gather", ways=int(composite.facts["ways"]))
+
+
 _LOWERINGS: Mapping[str, Callable[[Composite], Lowering]] = {
     "linear": _linear,
     "quantized_linear": _linear,
@@ -209,6 +217,8 @@ _LOWERINGS: Mapping[str, Callable[[Composite], Lowering]] = {
     "move": move,
     "attention": _attention,
     "cache_update": _cache_update,
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from compiler.contracts.errors import CompilerError, ConfigError
 from compiler.contracts.target_base import TargetOptions
+from compiler.contracts.tensor_parallel import kv_repeats, sharding_violations
 from targets.vacc.device import DTYPES, PROFILE_KEYS, DeviceProfile
 
 # Options of the declared format that change nothing here; the bundle records them.
@@ -76,16 +77,17 @@ def option_errors(options: TargetOptions, *, target: str) -> list[CompilerError]
 def model_errors(
     options: TargetOptions, config: Mapping[str, object], profile: DeviceProfile
 ) -> list[CompilerError]:
-    """What the model and the lengths break."""
+    """What the model and the lengths break; that ranks divide it is asked of every target."""
     errors = _dtype_errors(options, profile)
     sizes = Sizes.of(config)
     if sizes is None:
         # Whoever reads the checkpoint says what its config.json lacks.
         return errors
     errors += _multiple_errors(options, sizes, profile.matrix_tile)
-    heads = _head_errors(options, sizes)
-    errors += heads
-    if not heads and options.dtype in DTYPES:
+    undivided = sharding_violations(
+        config, ways=options.tensor_parallel, align_qkv=options.align_qkv, places=options.places
+    )
+    if not undivided and options.dtype in DTYPES:
         errors += _memory_errors(options, sizes, profile)
     return errors
 
@@ -114,47 +116,27 @@ def _dtype_errors(options: TargetOptions, profile: DeviceProfile) -> list[Compil
 def _multiple_errors(options: TargetOptions, sizes: Sizes, tile: int) -> list[CompilerError]:
     """The vocabulary is padded by a pass; nothing else is."""
     lengths = options.places.get("frontend.shape.input_ids")
+    ranks, inner = options.tensor_parallel, sizes.intermediate
+    is_shared = ranks > 1 and inner % tile == 0 and inner % ranks == 0
+    share = {
+        f"intermediate_size of each of {ranks} ranks": (
+            inner // ranks,
+            options.places.get("frontend.model_kwargs.tp"),
+        )
+    }
     found = {
         "hidden_size": (sizes.hidden, None),
         "intermediate_size": (sizes.intermediate, None),
         "head_dim": (sizes.head_dim, None),
         "the prefill window": (options.window, lengths),
         "the context": (options.context, lengths),
+        **(share if is_shared else {}),
     }
     return [
         ConfigError(f"{name} is {value}, the device asks for a multiple of {tile}", where=place)
         for name, (value, place) in found.items()
         if value % tile
     ]
-
-
-def _head_errors(options: TargetOptions, sizes: Sizes) -> list[CompilerError]:
-    ranks = options.tensor_parallel
-    where = options.places.get("frontend.model_kwargs.tp")
-    errors: list[CompilerError] = []
-    if sizes.heads % ranks:
-        errors.append(
-            ConfigError(f"{sizes.heads} attention heads do not divide by tp {ranks}", where=where)
-        )
-    if sizes.kv_heads % ranks and not (options.align_qkv and ranks % sizes.kv_heads == 0):
-        can_align = ranks % sizes.kv_heads == 0
-        errors.append(
-            ConfigError(
-                f"{sizes.kv_heads} key and value heads do not divide by tp {ranks}",
-                where=where,
-                hint="write `align_qkv: true`, which gives a head to several ranks"
-                if can_align
-                else "align_qkv repeats heads only where tp is a multiple of their number",
-            )
-        )
-    if sizes.intermediate % ranks:
-        errors.append(
-            ConfigError(
-                f"intermediate_size {sizes.intermediate} does not divide by tp {ranks}",
-                where=where,
-            )
-        )
-    return errors
 
 
 def _memory_errors(
@@ -182,12 +164,14 @@ def memory_bytes(options: TargetOptions, sizes: Sizes, tile: int) -> dict[str, i
     The workspace is that of a window: the largest values that live together, in float16.
     """
     ranks = options.tensor_parallel
-    kv_heads = -(-sizes.kv_heads // ranks)
+    kv_heads = sizes.kv_heads * kv_repeats(sizes.kv_heads, ranks) // ranks
     q_width, kv_width = sizes.heads // ranks * sizes.head_dim, kv_heads * sizes.head_dim
     inner = sizes.intermediate // ranks
     linears = sizes.hidden * (2 * q_width + 2 * kv_width + 3 * inner)
     vocabulary = -(-sizes.vocabulary // (tile * ranks)) * tile
-    tables = sizes.hidden * (vocabulary + (0 if sizes.is_tied else sizes.vocabulary))
+    # The head of several ranks is a share of its own, beside a whole embedding.
+    is_one_table = sizes.is_tied and ranks == 1
+    tables = sizes.hidden * (vocabulary + (0 if is_one_table else sizes.vocabulary))
     vectors = (q_width + 2 * kv_width + 2 * sizes.hidden) * sizes.layers + sizes.hidden
     weights = linears * sizes.layers * _WEIGHT_BYTES[options.dtype] + tables * 2 + vectors * 4
     cache = 2 * sizes.layers * options.context * kv_width * _CACHE_BYTES

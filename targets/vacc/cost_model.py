@@ -2,27 +2,40 @@
 
 A run takes as long as the slowest of three: its loads and stores at the memory's bandwidth, its
 multiply-adds at the matrix unit's rate, its other operations at the vector unit's. That supposes
-that loads run ahead of computes, which the tiles leave room for. No figure here was measured.
+that loads run ahead of computes, which the tiles leave room for. Where ranks meet, the link between
+two dies is a fourth. No figure here was measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 from targets.vacc.device import DeviceProfile
 from targets.vacc.tile_ops import TILE_OPS, Work
-from targets.vacc.tile_program import ITEM_BYTES, Compute, Kernel, Load, Store, TileProgram, walk
+from targets.vacc.tile_program import (
+    ITEM_BYTES,
+    Compute,
+    Kernel,
+    Load,
+    Meet,
+    Store,
+    Tensor,
+    TileProgram,
+    View,
+    walk,
+)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What kernels move and compute."""
+    """What kernels move and compute, and what one rank sends to others."""
 
     runs: int = 0
     loaded_bytes: int = 0
     stored_bytes: int = 0
     multiply_adds: int = 0
     vector_operations: int = 0
+    linked_bytes: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -31,6 +44,7 @@ class Cost:
             self.stored_bytes + other.stored_bytes,
             self.multiply_adds + other.multiply_adds,
             self.vector_operations + other.vector_operations,
+            self.linked_bytes + other.linked_bytes,
         )
 
     @property
@@ -44,11 +58,12 @@ class Cost:
         return Work(self.multiply_adds, self.vector_operations).flops
 
     def seconds(self, profile: DeviceProfile) -> dict[str, float]:
-        """Of the memory and of each unit, alone."""
+        """Of the memory, the link and each unit, alone."""
         return {
             "memory": self.moved_bytes / profile.memory_bandwidth,
             "matrix": self.multiply_adds / profile.matrix_rate,
             "vector": self.vector_operations / profile.vector_rate,
+            "link": self.linked_bytes / profile.link_bandwidth,
         }
 
 
@@ -90,14 +105,41 @@ def kernel_cost(kernel: Kernel, lengths: Mapping[str, int]) -> Cost:
     return Cost(1, loaded, stored, work.multiply_adds, work.vector_operations)
 
 
-def program_cost(program: TileProgram, lengths: Mapping[str, int]) -> dict[str, Cost]:
-    """Composite -> what all its runs cost."""
+def meet_cost(meet: Meet, given: Tensor) -> Cost:
+    """One rank's part of a ring, in which each sends to the next what it lacks.
+
+    A sum goes round twice, a share of the tensor at a time, and each entry is added once by some
+    rank for every other rank; to join, each rank's tensor is handed on to all others.
+    """
+    others, entries = meet.ways - 1, prod(given.shape)
+    if meet.collective == "all_gather":
+        sent = others * given.nbytes
+        return Cost(1, sent, meet.ways * given.nbytes, linked_bytes=sent)
+    sent = 2 * given.nbytes * others // meet.ways
+    added = entries * others // meet.ways
+    return Cost(1, sent, given.nbytes, vector_operations=added, linked_bytes=sent)
+
+
+def _costs(program: TileProgram, lengths: Mapping[str, int]) -> Iterator[tuple[str, Cost]]:
+    """(composite, cost) of each step that is work."""
     kernels = program.kernel_of
     once = {name: kernel_cost(kernel, lengths) for name, kernel in kernels.items()}
+    tensors = {**program.memory, **{s.name: s.tensor for s in program.steps if isinstance(s, View)}}
+    for step in program.steps:
+        match step:
+            case Meet():
+                yield step.collective, meet_cost(step, tensors[step.argument])
+            case View():
+                pass
+            case _:
+                yield kernels[step.kernel].composite, once[step.kernel]
+
+
+def program_cost(program: TileProgram, lengths: Mapping[str, int]) -> dict[str, Cost]:
+    """Composite -> what all its runs cost."""
     found: dict[str, Cost] = {}
-    for run in program.runs:
-        composite = kernels[run.kernel].composite
-        found[composite] = found.get(composite, Cost()) + once[run.kernel]
+    for composite, cost in _costs(program, lengths):
+        found[composite] = found.get(composite, Cost()) + cost
     return found
 
 
@@ -107,12 +149,10 @@ def estimate(
     """One call of a phase, as JSON: each composite, their sum, and the roofline."""
     found: dict[str, _Composite] = {}
     for program in programs:
-        kernels = program.kernel_of
-        once = {name: kernel_cost(kernel, lengths) for name, kernel in kernels.items()}
-        for run in program.runs:
-            entry = found.setdefault(kernels[run.kernel].composite, _Composite())
-            entry.cost += once[run.kernel]
-            entry.seconds += max(once[run.kernel].seconds(profile).values())
+        for composite, cost in _costs(program, lengths):
+            entry = found.setdefault(composite, _Composite())
+            entry.cost += cost
+            entry.seconds += max(cost.seconds(profile).values())
     total = _Composite(
         sum((one.cost for one in found.values()), Cost()),
         sum(one.seconds for one in found.values()),
@@ -124,6 +164,7 @@ def estimate(
         "roofline": {
             "peak_flops": 2 * profile.matrix_rate,
             "memory_bandwidth": profile.memory_bandwidth,
+            "link_bandwidth": profile.link_bandwidth,
             "ridge_flops_per_byte": 2 * profile.matrix_rate / profile.memory_bandwidth,
         },
         "total": _entry(total, profile),
@@ -141,6 +182,7 @@ def _entry(one: _Composite, profile: DeviceProfile) -> dict[str, object]:
         "moved_bytes": one.cost.moved_bytes,
         "multiply_adds": one.cost.multiply_adds,
         "vector_operations": one.cost.vector_operations,
+        "linked_bytes": one.cost.linked_bytes,
         "flops_per_byte": one.cost.flops / max(one.cost.moved_bytes, 1),
         "matrix_utilisation": parts["matrix"] / seconds,
         "memory_utilisation": parts["memory"] / seconds,

@@ -18,7 +18,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from compiler.contracts.errors import ConfigError, MachineLacks
+from compiler.contracts.errors import ConfigError, MachineLacks, TargetError
+from compiler.contracts.tensor_parallel import Collectives
 
 GROUP = "graphlower.vacc_drivers"
 VARIABLE = "GRAPHLOWER_VACC_DRIVER"
@@ -53,6 +54,23 @@ class LoadedPartition(ABC):
         Raises:
             TargetError: The device refuses, or cannot be watched.
         """
+
+    def join(self, collectives: Collectives) -> None:
+        """Take the line to the other ranks, once, before the first call.
+
+        Of a bundle of one rank it is not called. `all_reduce` and `all_gather` lines of the program
+        go through it, or through the driver's own between the same ranks.
+
+        Args:
+            collectives: This rank's.
+
+        Raises:
+            TargetError: The driver runs one rank alone; or the program is for another number.
+        """
+        raise TargetError(
+            f"the driver runs one rank, the bundle has {collectives.ways}",
+            hint="name another driver, or build with `tp: 1`",
+        )
 
 
 class VaccDriver(Protocol):
@@ -116,18 +134,6 @@ def load_driver(spelled: str = "") -> VaccDriver:
     except ImportError as e:
         raise MachineLacks(f"vacc driver '{name}' cannot be loaded: {e}") from e
     return found(options) if options else found()
-
-
-class Collectives(Protocol):
-    """What ranks do together; `targets.vacc` itself runs one rank, where each is the identity."""
-
-    def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum over ranks."""
-        ...
-
-    def all_gather(self, values: np.ndarray, *, axis: int) -> np.ndarray:
-        """The ranks' parts, side by side on an axis."""
-        ...
 
 
 def probed() -> Mapping[str, tuple[str, ...]]:

@@ -12,12 +12,15 @@ from math import prod
 import numpy as np
 
 from compiler.contracts.errors import TargetError
+from compiler.contracts.tensor_parallel import Collectives
 from targets.vacc.driver import LoadedPartition, Watch
+from targets.vacc.meeting import check_ways, meet_ranks
 from targets.vacc.tile_check import check_tiles
 from targets.vacc.tile_ops import TILE_OPS
 from targets.vacc.tile_program import (
     Compute,
     Load,
+    Meet,
     Run,
     Span,
     Store,
@@ -119,6 +122,12 @@ class EmulatedPartition(LoadedPartition):
             for kernel in self.program.kernels
         }
         self._own = {t.name: np.zeros(t.shape, DTYPES[t.dtype]) for t in self.program.tensors}
+        self._collectives: Collectives | None = None
+
+    def join(self, collectives: Collectives) -> None:
+        """Meet the other ranks by these."""
+        check_ways(self.program, collectives)
+        self._collectives = collectives
 
     def call(self, arguments: Sequence[np.ndarray], watch: Watch | None = None) -> list[np.ndarray]:
         """Execute every step; states among the arguments change in place.
@@ -141,6 +150,11 @@ class EmulatedPartition(LoadedPartition):
             for step in self.program.steps:
                 if isinstance(step, View):
                     memory[step.name] = memory[step.source].reshape(step.tensor.shape)
+                    continue
+                if isinstance(step, Meet):
+                    meet_ranks(step, memory, self._collectives)
+                    if watch is not None:
+                        _show(step.module, step.collective, memory[step.result], watch)
                     continue
                 self.execute(step, memory)
                 if watch is not None:
@@ -217,10 +231,14 @@ class EmulatedPartition(LoadedPartition):
     def _show(self, run: Run, memory: Mapping[str, np.ndarray], watch: Watch) -> None:
         kernel = self._kernels[run.kernel]
         for tensor, name in zip(kernel.outputs, run.results, strict=True):
-            values = memory[name].reshape(tensor.shape)
-            given = watch(run.module, kernel.composite, values)
-            if given is not None:
-                values[...] = given
+            _show(run.module, kernel.composite, memory[name].reshape(tensor.shape), watch)
+
+
+def _show(module: str, composite: str, values: np.ndarray, watch: Watch) -> None:
+    """Let `watch` see a result, a view of memory, and put in place what it gives."""
+    given = watch(module, composite, values)
+    if given is not None:
+        values[...] = given
 
 
 def _numbers(

@@ -8,6 +8,7 @@
     late-write     what is stored appears one call later: a state, one token late
     missing        the kernel is not run; its result is what lay there before
     wrong-layout   what the kernel reads first, its rows are taken in the other order of axes
+    swapped-ranks  what is stored is the next rank's; nothing changes where there is one
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from compiler.contracts.errors import ConfigError
 from targets.vacc.emulator import EmulatedPartition, Emulator
 from targets.vacc.tile_program import Run
 
-KINDS = ("saturate", "late-write", "missing", "wrong-layout")
+KINDS = ("saturate", "late-write", "missing", "wrong-layout", "swapped-ranks")
 _SHARE = 4
 
 
@@ -84,7 +85,11 @@ class FaultyPartition(EmulatedPartition):
             self._owed[key] = (found != kept, found)
 
     def stored(self, run: Run, values: np.ndarray) -> np.ndarray:
-        """Clipped, where it saturates."""
+        """Clipped, where it saturates; another rank's, where those are swapped."""
+        if self._has("swapped-ranks", run) and self._collectives is not None:
+            line = self._collectives
+            shares = np.split(line.all_gather(values), line.ways, axis=-1)
+            return shares[(line.rank + 1) % line.ways]
         if not self._has("saturate", run):
             return values
         limit = np.abs(values).max(initial=0) / _SHARE

@@ -1,10 +1,12 @@
 """Fused operators of the graph that are composites as they are: no pattern need find them.
 
     FusedAttention, CacheUpdate  ->  a call of a function with the attribute Composite
+    AllReduce, AllGather         ->  the same
     FusedRMSNorm                 ->  relax.nn.rms_norm, which a pattern takes
 
 TVM's MergeCompositeFunctions sees no difference between these and what a pattern has made. Where
-the profile lacks a composite there is no converter, and the operator is taken apart for the host.
+the profile lacks a composite there is no converter, and the operator is taken apart for the host;
+ranks meet on the device, whatever the profile has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from tvm import relax
 from tvm.ir import GlobalVar
 
+from compiler.contracts.tensor_parallel import ALL_GATHER, ALL_REDUCE
 from compiler.relax import AttributeValue, FusedConverter
 from targets.vacc.device import DeviceProfile
 from targets.vacc.relax_types import axes_of, call_of, op_name, shape_of
@@ -28,7 +31,7 @@ def has_device_cache(profile: DeviceProfile) -> bool:
 
 def fused_converters(profile: DeviceProfile) -> dict[str, FusedConverter]:
     """Operator name -> converter."""
-    found: dict[str, FusedConverter] = {}
+    found: dict[str, FusedConverter] = {ALL_REDUCE: _all_reduce, ALL_GATHER: _all_gather}
     if has_device_cache(profile):
         found |= {"CacheUpdate": _cache_update, "FusedAttention": _attention}
     if "rms_norm" in profile.composites:
@@ -81,6 +84,25 @@ def _attention(
     result = relax.TensorType([1, tokens, heads * width], "float32")
     facts = {"scale": attributes["scale"], "window": attributes["window"]}
     return _composite(builder, "vacc.attention", given, result=result, facts=facts)
+
+
+def _all_reduce(
+    builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], attributes: Attributes
+) -> relax.Expr:
+    """AllReduce(x), of x's shape."""
+    x, ways = _bound(builder, inputs[0]), attributes["ways"]
+    return _composite(builder, "vacc.all_reduce", [x], result=x.ty, facts={"ways": ways})
+
+
+def _all_gather(
+    builder: relax.BlockBuilder, inputs: Sequence[relax.Expr], attributes: Attributes
+) -> relax.Expr:
+    """AllGather(x[.., n]) -> [.., ways * n]."""
+    x, ways = _bound(builder, inputs[0]), attributes["ways"]
+    assert isinstance(ways, int), f"ways is {ways!r}"
+    *rows, width = shape_of(x)
+    result = relax.TensorType([*rows, width * ways], "float32")
+    return _composite(builder, "vacc.all_gather", [x], result=result, facts={"ways": ways})
 
 
 def _bound(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Var:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from targets.vacc.device import DeviceProfile
 from targets.vacc.relax_types import Body, shape_of
-from targets.vacc.tile_program import Kernel
+from targets.vacc.tile_program import Collective, Kernel
 
 # A kernel is made to be compared with those that are there; it is named when it is new.
 UNNAMED = "new"
@@ -16,14 +16,18 @@ class Lowering:
     """What one composite becomes.
 
     Attributes:
-        kernel: None for a view, which is no work.
+        kernel: None for a view, which is no work, and where ranks meet.
         arguments: Parameters of the composite, in the kernel's order.
         written: The parameter that is written in place; -1 for none.
+        collective: What ranks do there; None elsewhere.
+        ways: How many they are.
     """
 
     kernel: Kernel | None
     arguments: tuple[int, ...]
     written: int = -1
+    collective: Collective | None = None
+    ways: int = 1
 
 
 @dataclass(frozen=True)

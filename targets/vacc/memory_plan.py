@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from targets.vacc.tile_program import Run, Tensor, View
+from targets.vacc.tile_program import Meet, Step, Tensor, View
 
 
 def share_memory(
-    tensors: Sequence[Tensor], steps: Sequence[Run | View], results: Sequence[str]
-) -> tuple[tuple[Tensor, ...], tuple[Run | View, ...], tuple[str, ...]]:
+    tensors: Sequence[Tensor], steps: Sequence[Step], results: Sequence[str]
+) -> tuple[tuple[Tensor, ...], tuple[Step, ...], tuple[str, ...]]:
     """The same program on fewer tensors: a result takes the place of one that is read no more.
 
     Args:
@@ -26,7 +26,7 @@ def share_memory(
     places: dict[str, str] = {}
     kept: list[Tensor] = []
     for index, step in enumerate(steps):
-        for name in step.results if isinstance(step, Run) else ():
+        for name in () if isinstance(step, View) else step.results:
             if name not in own or name in places:
                 continue
             kind = (own[name].dtype, own[name].shape)
@@ -46,7 +46,7 @@ def share_memory(
     )
 
 
-def _roots(steps: Sequence[Run | View]) -> dict[str, str]:
+def _roots(steps: Sequence[Step]) -> dict[str, str]:
     """View -> the tensor whose bytes it is."""
     roots: dict[str, str] = {}
     for step in steps:
@@ -55,14 +55,17 @@ def _roots(steps: Sequence[Run | View]) -> dict[str, str]:
     return roots
 
 
-def _read(step: Run | View) -> tuple[str, ...]:
+def _read(step: Step) -> tuple[str, ...]:
     # A result that nothing reads ends where it was made.
-    return (*step.arguments, *step.results) if isinstance(step, Run) else (step.source,)
+    return (step.source,) if isinstance(step, View) else (*step.arguments, *step.results)
 
 
-def _renamed(step: Run | View, places: dict[str, str]) -> Run | View:
+def _renamed(step: Step, places: dict[str, str]) -> Step:
     if isinstance(step, View):
         return replace(step, source=places.get(step.source, step.source))
+    if isinstance(step, Meet):
+        argument, result = (places.get(name, name) for name in (step.argument, step.result))
+        return replace(step, argument=argument, result=result)
     return replace(
         step,
         arguments=tuple(places.get(name, name) for name in step.arguments),

@@ -46,17 +46,25 @@ def tap_of(module: str) -> Tap | None:
     return None if point is None else Tap(int(layer[1]), point)
 
 
-class TapWatch:
-    """Shows one call's runs to an observer."""
+# What ranks add up: a rank's own result is a part of the sum, the line where they meet gives it.
+_SUMMED = ("o", "down")
 
-    def __init__(self, observer: Observer, *, tokens: int, past: int, valid: int) -> None:
-        self._observer = observer
+
+class TapWatch:
+    """Shows one call's runs to an observer; `has_ranks` where the partition is a rank's."""
+
+    def __init__(
+        self, observer: Observer, *, tokens: int, past: int, valid: int, has_ranks: bool = False
+    ) -> None:
+        self._observer, self._has_ranks = observer, has_ranks
         self._tokens, self._past, self._valid = tokens, past, valid
 
     def __call__(self, module: str, composite: str, values: np.ndarray) -> np.ndarray | None:
         """As a driver asks."""
         tap = tap_of(module)
         if tap is None or tap.point not in self._observer.points:
+            return None
+        if self._has_ranks and tap.point in _SUMMED and composite != "all_reduce":
             return None
         rows = self._rows(composite, values)
         given = self._observer.see(tap, rows.reshape(len(rows), -1).astype(np.float32))

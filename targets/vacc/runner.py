@@ -1,7 +1,7 @@
 """Runs a bundle: TVM's runtime executes the host's part, a driver the partitions.
 
 The process loads neither torch nor TVM's compiler; see `compiler.relax.lean`. One rank runs here:
-ranks open the same bundle with their own number, and meet in the driver's collectives.
+ranks open the same bundle with their own number, and meet in lines of their partitions.
 """
 
 import threading
@@ -17,6 +17,8 @@ from compiler.contracts.errors import BundleError, MachineLacks
 from compiler.contracts.program import Phase
 from compiler.contracts.taps import Observer
 from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.tensor_parallel import Collectives
+from compiler.ranks.observing import RankObserver
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, map_parameters
 from targets.vacc.driver import LoadedPartition, VaccDriver, Watch, load_driver
@@ -46,9 +48,17 @@ class VaccRunner(WindowedRunner):
         bundle: What was built.
         rank: Whose modules and weights.
         driver: What runs the partitions; by default what the environment names.
+        collectives: Its line to the other ranks; None where there are none.
     """
 
-    def __init__(self, bundle: Bundle, *, rank: int = 0, driver: VaccDriver | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        rank: int = 0,
+        driver: VaccDriver | None = None,
+        collectives: Collectives | None = None,
+    ) -> None:
         entries = [
             e for p in ("prefill", "decode") if (e := bundle.module(p, rank=rank)) is not None
         ]
@@ -67,6 +77,10 @@ class VaccRunner(WindowedRunner):
         self.has_decode = any(entry.phase == "decode" for entry in entries)
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._parts = {e.phase: _parts(bundle, e, self._driver) for e in entries}
+        self._collectives = collectives
+        if collectives is not None:
+            for part in (one for parts in self._parts.values() for one in parts):
+                part.loaded.join(collectives)
         self._functions = {e.phase: self._load(bundle, e) for e in entries}
         mapped = map_parameters(bundle.path / PARAMS_FOLDER / f"rank{rank}.safetensors")
         tensors = {name: self._ffi.from_dlpack(value) for name, (value, _) in mapped.items()}
@@ -93,7 +107,13 @@ class VaccRunner(WindowedRunner):
             for spec in entry.inputs
         ]
         if self._observer is not None:
-            self._watch = TapWatch(self._observer, tokens=entry.tokens, past=past, valid=valid)
+            self._watch = TapWatch(
+                self._observer,
+                tokens=entry.tokens,
+                past=past,
+                valid=valid,
+                has_ranks=self._collectives is not None,
+            )
         outputs = self._run(phase, [*arguments, *self._params[phase]])
         rows = np.from_dlpack(outputs[0]).reshape(-1, self.vocabulary)
         # Every token's, where the slice was left out; else the wanted one's alone.
@@ -110,8 +130,20 @@ class VaccRunner(WindowedRunner):
             cache[length:] = 0
 
     def observe(self, observer: Observer | None) -> None:
-        """Show what the driver leaves in memory; it runs what it would run unobserved."""
+        """Show what the driver leaves in memory; it runs what it would run unobserved.
+
+        Raises:
+            TargetError: A process that is one rank of several sees a share of each tap alone.
+        """
+        is_alone = self._collectives is None
+        if not is_alone and observer is not None and not isinstance(observer, RankObserver):
+            super().observe(observer)
         self._observer = observer
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        if self._collectives is not None:
+            self._collectives.close()
 
     def cache_rows(self, layer: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """As the caches hold them."""

@@ -30,6 +30,7 @@ class VaccTarget(Target):
 
     name: ClassVar = "tvm_vacc"
     opens: ClassVar = "bundle"
+    has_ranks: ClassVar = True
 
     def probe(self) -> Probe:
         """TVM, a linker for the host's part, and the drivers."""
@@ -63,11 +64,12 @@ class VaccTarget(Target):
         return [*found, *model_errors(options, config, profile)]
 
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
-        """What the device takes whole, a head of whole tiles, and float16 weights."""
+        """What the device takes whole, a head of whole tiles on each rank, and float16 weights."""
+        multiple = _profile(options).matrix_tile * options.tensor_parallel
         return (
             PassChoice("fuse-attention"),
             PassChoice("fuse-rms-norm"),
-            PassChoice("pad-vocabulary", {"multiple": _profile(options).matrix_tile}),
+            PassChoice("pad-vocabulary", {"multiple": multiple}),
             PassChoice("store-weights", {"dtype": "float16"}),
         )
 
@@ -132,9 +134,10 @@ class VaccTarget(Target):
         del threads, variant
         if not isinstance(model, Bundle):
             raise TargetError(f"target '{self.name}' opens bundles, not {type(model).__name__}")
+        from targets.vacc.ranks import open_vacc_ranks
         from targets.vacc.runner import VaccRunner
 
-        return VaccRunner(model)
+        return open_vacc_ranks(model) if model.ranks > 1 else VaccRunner(model)
 
 
 def _profile(options: TargetOptions) -> DeviceProfile:

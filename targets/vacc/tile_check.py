@@ -1,6 +1,6 @@
 """What can be said of a tile program before it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from compiler.contracts.errors import TargetError
 from targets.vacc.tile_ops import TILE_OPS
@@ -8,9 +8,11 @@ from targets.vacc.tile_program import (
     Compute,
     Kernel,
     Load,
+    Meet,
     Scalar,
     Statement,
     Store,
+    Tensor,
     TileProgram,
     View,
 )
@@ -30,12 +32,28 @@ def check_tiles(program: TileProgram, *, where: str) -> None:
                 where=f"{where}: {kernel.name}",
             )
         _check_body(kernel, kernel.body, where)
-    known = set(program.memory) | {step.name for step in program.steps if isinstance(step, View)}
+    views = {step.name: step.tensor for step in program.steps if isinstance(step, View)}
+    known = {**program.memory, **views}
+    for meet in program.meets:
+        _check_meet(meet, known, f"{where}: {meet.module}")
     for run in program.runs:
         strange = [name for name in (*run.arguments, *run.results) if name not in known]
         if run.kernel not in program.kernel_of or strange:
             said = ", ".join(strange) or run.kernel
             raise TargetError(f"there is no {said}", where=f"{where}: {run.module}")
+
+
+def _check_meet(meet: Meet, known: Mapping[str, Tensor], place: str) -> None:
+    """The result is one rank's tensor, or `ways` of them along the last axis."""
+    strange = [name for name in (meet.argument, meet.result) if name not in known]
+    if strange:
+        raise TargetError(f"there is no {', '.join(strange)}", where=place)
+    given, found = known[meet.argument], known[meet.result]
+    times = meet.ways if meet.collective == "all_gather" else 1
+    wanted = (*given.shape[:-1], given.shape[-1] * times)
+    if (found.dtype, found.shape) != (given.dtype, wanted):
+        said = f"{meet.collective} of {given.type_text} by {meet.ways} ranks"
+        raise TargetError(f"{said} is not {found.type_text}", where=place)
 
 
 def _check_body(kernel: Kernel, body: Sequence[Statement], where: str) -> None:

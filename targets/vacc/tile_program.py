@@ -14,6 +14,9 @@ ITEM_BYTES: Mapping[str, int] = {"f16": 2, "f32": 4, "i8": 1, "i64": 8}
 # Given anew with each call; the same in all calls; kept between calls and written in place.
 Role = Literal["arg", "weight", "state"]
 ROLES: tuple[Role, ...] = ("arg", "weight", "state")
+# What ranks do together.
+Collective = Literal["all_reduce", "all_gather"]
+COLLECTIVES: tuple[Collective, ...] = ("all_reduce", "all_gather")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,35 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Meet:
+    """`all_reduce model.layers.0.mlp.down_proj ways=4 (t3) -> (t4)`: ranks with a tensor each.
+
+    Attributes:
+        collective: Their sum, or all of them joined along the last axis.
+        module: Whose result it completes.
+        ways: Number of ranks.
+        argument: This rank's.
+        result: The same on each rank.
+    """
+
+    collective: Collective
+    module: str
+    ways: int
+    argument: str
+    result: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """As of a run."""
+        return (self.argument,)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """As of a run."""
+        return (self.result,)
+
+
+@dataclass(frozen=True)
 class View:
     """`view f16[128,9,64] v5 = t4`: the same bytes in another shape."""
 
@@ -172,6 +204,9 @@ class View:
     def name(self) -> str:
         """What later steps call it."""
         return self.tensor.name
+
+
+Step: TypeAlias = Run | Meet | View
 
 
 @dataclass(frozen=True)
@@ -192,7 +227,7 @@ class TileProgram:
         kernels: Each once, whatever runs use it.
         arguments: In the order of the call.
         tensors: What else lies in memory: results and temporaries.
-        steps: Runs and views, in order.
+        steps: Runs, views and meetings, in order.
         results: What the host gets, in order; an argument among them was written in place.
     """
 
@@ -201,7 +236,7 @@ class TileProgram:
     kernels: tuple[Kernel, ...]
     arguments: tuple[Argument, ...]
     tensors: tuple[Tensor, ...]
-    steps: tuple[Run | View, ...]
+    steps: tuple[Step, ...]
     results: tuple[str, ...]
 
     @property
@@ -224,6 +259,11 @@ class TileProgram:
     def runs(self) -> tuple[Run, ...]:
         """The runs alone."""
         return tuple(step for step in self.steps if isinstance(step, Run))
+
+    @property
+    def meets(self) -> tuple[Meet, ...]:
+        """Where it waits for the other ranks, in order."""
+        return tuple(step for step in self.steps if isinstance(step, Meet))
 
 
 def walk(

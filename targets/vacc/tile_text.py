@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from compiler.contracts.errors import TargetError
 from targets.vacc.tile_program import (
+    COLLECTIVES,
     ITEM_BYTES,
     ROLES,
     Argument,
@@ -15,11 +16,13 @@ from targets.vacc.tile_program import (
     Kernel,
     Load,
     Loop,
+    Meet,
     Role,
     Run,
     Scalar,
     Span,
     Statement,
+    Step,
     Store,
     Sum,
     Tensor,
@@ -40,6 +43,9 @@ _LOAD = re.compile(rf"load ({_NAME}) = ({_NAME})({_REGION})(?: rows ({_NAME}))?"
 _STORE = re.compile(rf"store ({_NAME})({_REGION}) = ({_NAME})")
 _COMPUTE = re.compile(rf"(\w+) ({_NAME}(?:, {_NAME})*) =((?: {_NAME},?)*)((?: \w+=\S+)*)")
 _RUN = re.compile(rf"run ({_NAME}) ({_NAME}) \((.*)\) -> \((.*)\)")
+_MEET = re.compile(
+    rf"({'|'.join(COLLECTIVES)}) ({_NAME}) ways=(\d+) \(({_NAME})\) -> \(({_NAME})\)"
+)
 _VIEW = re.compile(rf"view ({_TYPE}) ({_NAME}) = ({_NAME})")
 _TERM = re.compile(rf"(?:(\d+)\*)?({_NAME})|(\d+)")
 
@@ -100,11 +106,14 @@ def _number(value: Sum | float) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _step_line(step: Run | View) -> str:
-    if isinstance(step, View):
-        return f"view {_declared(step.tensor)} = {step.source}"
-    taken, left = ", ".join(step.arguments), ", ".join(step.results)
-    return f"run {step.kernel} {step.module} ({taken}) -> ({left})"
+def _step_line(step: Step) -> str:
+    match step:
+        case View(tensor, source):
+            return f"view {_declared(tensor)} = {source}"
+        case Meet(collective, module, ways, argument, result):
+            return f"{collective} {module} ways={ways} ({argument}) -> ({result})"
+        case Run(kernel, module, arguments, results):
+            return f"run {kernel} {module} ({', '.join(arguments)}) -> ({', '.join(results)})"
 
 
 def parse_tiles(text: str, *, where: str = "tiles") -> TileProgram:
@@ -151,7 +160,7 @@ class _Reading:
         while (role := self.role()) is not None:
             arguments += [Argument(role, tensor) for tensor in self.declared(role)]
         tensors = self.declared("mem")
-        steps: list[Run | View] = []
+        steps: list[Step] = []
         while not self.peek().startswith("  return"):
             steps.append(self.step())
         results = _names(self.take().removeprefix("  return"))
@@ -254,13 +263,16 @@ class _Reading:
                 terms.append((int(m[1] or 1), m[2]))
         return Sum(constant, tuple(terms))
 
-    def step(self) -> Run | View:
+    def step(self) -> Step:
         line = self.take().removeprefix("  ")
         if m := _VIEW.fullmatch(line):
             return View(_tensor(m[1], m[2]), m[3])
         if m := _RUN.fullmatch(line):
             return Run(m[1], m[2], _names(m[3]), _names(m[4]))
-        raise self.error("expected `run`, `view` or `return`")
+        if m := _MEET.fullmatch(line):
+            collective = next(one for one in COLLECTIVES if one == m[1])
+            return Meet(collective, m[2], int(m[3]), m[4], m[5])
+        raise self.error("expected `run`, `view`, a collective or `return`")
 
 
 def _tensor(type_text: str, name: str) -> Tensor:

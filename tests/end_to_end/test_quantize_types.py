@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from built_bundles import TINY, BuiltBundles, in_this_process
+from built_bundles import TINY, BuiltBundles, in_this_process, write_words
 
 from compiler.bundle_json import manifest_from_json
 from compiler.config import BuildConfig, load_config
@@ -31,8 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(built_bundles: BuiltBundles, folder: Path, **quantize: object) -> BuildConfig:
     path = built_bundles.variant(folder, name="quantized")
-    words = np.random.default_rng(1).integers(0, TINY.vocabulary - 4, 400)
-    (folder / "data.txt").write_text(" ".join(f"t{word}" for word in words), encoding="utf-8")
+    write_words(folder / "data.txt", TINY.vocabulary)
     tree = json.loads(path.read_text(encoding="utf-8"))
     tree["frontend"]["quantize"] = quantize
     tree["backend"] |= {"dtype": "int8", "compute_dtype": "fp32"}

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from built_bundles import TINY, BuiltBundles
 from compiler_process import environment, run_json
+from vacc_bundles import VaccBundles, VaccModel
+
+from compiler.stages.execute import GenerateOptions
+from compiler.workflows.run import open_session
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +62,15 @@ def test_a_conversation_is_held_by_one_process(built_bundles: BuiltBundles, tmp_
     done = torchrun(2, built_bundles.bundle(MODEL), "--chat", cwd=tmp_path)
     assert done.returncode != 0
     assert "a conversation is held by one process" in done.stderr
+
+
+def test_emulated_processes_say_what_emulated_threads_say(tmp_path: Path) -> None:
+    bundle = VaccBundles(tmp_path).bundle(VaccModel(replace(TINY, layers=1, ways=2))).path
+    processes = tmp_path / "processes.npy"
+    with open_session(bundle) as session:
+        wanted = session.complete((5, 6, 7, 8), GenerateOptions(max_tokens=6, keep_logits=True))
+    done = torchrun(2, bundle, *ARGUMENTS, "--logits", processes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"] == list(wanted.tokens)
+    assert wanted.logits is not None
+    assert np.load(processes).tobytes() == wanted.logits.tobytes()

@@ -1,5 +1,7 @@
 """Every violation at once, from the options and config.json alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from compiler.contracts.target_base import OptionValue, TargetOptions
@@ -63,25 +65,26 @@ def test_all_violations_come_together() -> None:
         "intermediate_size is 2820, the device asks for a multiple of 16",
         "head_dim is 100, the device asks for a multiple of 16",
         "the context is 2040, the device asks for a multiple of 16",
-        "10 attention heads do not divide by tp 3",
-        "16 key and value heads do not divide by tp 3",
     ]
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "ranks", "is_aligned", "message"),
+    ("inner", "ranks", "message"),
     [
-        (8, 4, False, []),
-        (2, 4, False, ["2 key and value heads do not divide by tp 4"]),
-        (2, 4, True, []),
-        (6, 4, True, ["6 key and value heads do not divide by tp 4"]),
+        (2816, 8, []),
+        (
+            2816,
+            16,
+            ["intermediate_size of each of 16 ranks is 176, the device asks for a multiple of 32"],
+        ),
+        # What ranks do not divide is refused for every target, by the build.
+        (2848, 3, []),
     ],
 )
-def test_aligning_repeats_heads_where_ranks_are_a_multiple(
-    kv_heads: int, ranks: int, is_aligned: bool, message: list[str]
-) -> None:
-    config: dict[str, object] = {"num_key_value_heads": kv_heads}
-    assert said(config, ranks=ranks, is_aligned=is_aligned) == message
+def test_a_ranks_share_is_of_whole_tiles_too(inner: int, ranks: int, message: list[str]) -> None:
+    config: dict[str, object] = {"intermediate_size": inner}
+    found = said(config, ranks=ranks, compiled={"matrix_tile": 32})
+    assert found == message
 
 
 def test_memory_is_refused_with_both_figures() -> None:
@@ -102,6 +105,15 @@ def test_memory_counts_weights_once_and_the_cache_of_the_context() -> None:
     vectors = (3 * 1024 + 2 * 1024) * 24 + 1024
     assert found["weights"] == 2 * (24 * linears + 151936 * 1024) + 4 * vectors
     assert found["cache"] == 2 * 24 * 2048 * 1024 * 2
+    # The embedding is whole on each rank, and its share of the head stands beside it.
+    shared = memory_bytes(replace(options, tensor_parallel=4), sizes, 16)
+    tables = 151936 * 1024 + 151936 // 4 * 1024
+    vectors = (3 * 256 + 2 * 1024) * 24 + 1024
+    assert shared["weights"] == 2 * (24 * linears // 4 + tables) + 4 * vectors
+    # Of 2 key heads on 4 ranks each rank has one.
+    two = replace(sizes, kv_heads=2)
+    aligned = replace(options, tensor_parallel=4, align_qkv=True)
+    assert memory_bytes(aligned, two, 16)["cache"] == 2 * 24 * 2048 * 64 * 2
 
 
 def test_int8_computes_in_fp16() -> None:

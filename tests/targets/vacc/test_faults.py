@@ -1,11 +1,12 @@
 """A fault of the device is named by compare: the module's tap, in its layer."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from built_bundles import in_this_process
-from vacc_bundles import VaccBundles
+from vacc_bundles import TINY, VaccBundles, VaccModel
 
+from compiler.contracts.comparison import Report
 from compiler.workflows.compare import compare
 from compiler.workflows.comparing.inputs import InputOptions
 from compiler.workflows.comparing.request import CompareRequest
@@ -24,24 +25,41 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize(("fault", "layer", "point"), [("", None, ""), *CASES])
-def test_compare_names_each_fault_and_passes_without(
-    vacc_bundles: VaccBundles,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
-    layer: int | None,
-    point: str,
-) -> None:
-    monkeypatch.setenv(VARIABLE, f"emulator:{fault}")
+# The same of two ranks, whose shares of each tap are seen side by side.
+RANKS = (
+    ("swapped-ranks@model.layers.1.mlp.act", 1, "act"),
+    ("swapped-ranks@model.layers.0.self_attn.v_proj", 0, "v"),
+    ("missing@model.layers.1.self_attn.o_proj", 1, "o"),
+)
+
+
+def compared(vacc_bundles: VaccBundles, fault: str, *, ways: int) -> Report:
+    """What `compare --targets torch,vacc --level tap` says of a device with a fault."""
     request = CompareRequest(
         (TargetChoice("torch"), TargetChoice("tvm_vacc")),
         InputOptions(prompts=(PROMPT,), tokens=3, has_random=False),
         level="tap",
     )
-    config = vacc_bundles.config(vacc_bundles.folder / "model.yaml")
-    with in_this_process():
-        report = compare(config, request)
+    built = VaccModel(replace(TINY, name=f"faults-{ways}", ways=ways))
+    config = vacc_bundles.config(vacc_bundles.folder / f"faults-{ways}.yaml", built)
+    with pytest.MonkeyPatch.context() as patch, in_this_process():
+        patch.setenv(VARIABLE, f"emulator:{fault}")
+        return compare(config, request)
+
+
+@pytest.mark.parametrize(
+    ("ways", "fault", "layer", "point"),
+    [
+        (1, "", None, ""),
+        *((1, *case) for case in CASES),
+        (2, "", None, ""),
+        *((2, *case) for case in RANKS),
+    ],
+)
+def test_compare_names_each_fault_and_passes_without(
+    vacc_bundles: VaccBundles, ways: int, fault: str, layer: int | None, point: str
+) -> None:
+    report = compared(vacc_bundles, fault, ways=ways)
     (comparison,) = report.comparisons
     assert len(comparison.taps) > 30
     if not fault:

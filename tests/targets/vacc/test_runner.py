@@ -2,13 +2,11 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from stored_weights_model import LIMIT, torch_logits, torch_model
 from vacc_bundles import FLOATS, INT8, VaccBundles, VaccModel
 
 from compiler.contracts.errors import MachineLacks, RunError, TargetError
@@ -23,26 +21,6 @@ pytestmark = pytest.mark.slow
 
 # Longer than the window of 32: a whole one, and one that is padded.
 PROMPT = [7 * index % 113 for index in range(37)]
-# Float16 has 11 bits; a layer rounds some ten values in a row, each of the order of the logits.
-LIMIT = 8 * 2.0**-11
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def torch_model(folder: Path, *, is_int8: bool) -> torch.nn.Module:
-    """The model with the weights that the bundle stores: rounded to float16, or to int8 codes."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for name, parameter in model.named_parameters():
-        if is_int8 and name.split(".")[-2] in LINEARS and name.endswith("weight"):
-            scale = parameter.data.abs().amax(1, keepdim=True) / 127
-            parameter.data = (parameter.data / scale).round() * scale
-        elif parameter.dim() == 2:
-            parameter.data = parameter.data.half().float()
-    return model
-
-
-def torch_logits(model: torch.nn.Module, tokens: Sequence[int]) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.tensor([list(tokens)])).logits[0].numpy()
 
 
 @pytest.fixture
