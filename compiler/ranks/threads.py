@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from compiler.contracts.errors import CompilerError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.exchange import Exchange
 
