@@ -120,7 +120,8 @@ def _print_report(report: "ConformanceReport", terminal: Terminal) -> None:
         if (number := sum(one.status == status for one in report.checks))
     ]
     verdict = "conforms" if report.passed else "does not conform"
-    terminal.line(f"{report.target} {verdict}: {', '.join(counts)} ({report.dtype or 'as it is'})")
+    built = f", built in {report.dtype}" if report.dtype else ""
+    terminal.line(f"{report.target} {verdict}{built}: {', '.join(counts)}")
 
 
 def _print_failure(one: "CheckResult", terminal: Terminal) -> None:

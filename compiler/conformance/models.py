@@ -49,20 +49,16 @@ class Block:
         about: What is different.
         options: The graph.
         may_be_refused: Whether a target's constraints may refuse it.
-        is_of_every_dtype: Whether it is built in every dtype that the target accepts.
     """
 
     name: str
     about: str
     options: BlockOptions
     may_be_refused: bool = False
-    is_of_every_dtype: bool = False
 
 
 # A block that holds all that a bias can be lost in; it is built in every dtype.
-BIASED = Block(
-    "linear-bias", "biases on q, k and v", replace(_PLAIN, biases=QKV), is_of_every_dtype=True
-)
+BIASED = Block("linear-bias", "biases on q, k and v", replace(_PLAIN, biases=QKV))
 BLOCKS: tuple[Block, ...] = (
     Block("linear", "no bias, as many key heads as query heads", _PLAIN),
     BIASED,

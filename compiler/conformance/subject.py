@@ -10,6 +10,7 @@ from compiler import registry
 from compiler.config import BuildConfig, CompareLimits, Dtype
 from compiler.conformance.block_build import BlockJob, BuiltBlock, build_blocks
 from compiler.conformance.models import (
+    BIASED,
     CONTEXT,
     MODEL,
     WINDOW,
@@ -50,19 +51,27 @@ class Subject:
         name: As the registry has it.
         folder: An empty folder for models and bundles.
         seed: Of weights and tokens.
-        blocks: The building blocks that will be asked for.
+        blocks: The building blocks that will be asked for, in the first dtype.
+        dtypes: What the block of every dtype will be asked for in.
 
     Attributes:
         builds: Whether it builds bundles.
     """
 
     def __init__(
-        self, target: Target, *, name: str, folder: Path, seed: int, blocks: Sequence[Block]
+        self,
+        target: Target,
+        *,
+        name: str,
+        folder: Path,
+        seed: int,
+        blocks: Sequence[Block],
+        dtypes: Sequence[Dtype],
     ) -> None:
         self.target, self.name, self.folder, self.seed = target, name, folder, seed
         self.builds = target.opens == "bundle"
         self.reference = next(one for one in _REFERENCES if one != name)
-        self._blocks = blocks
+        self._blocks, self._dtypes = blocks, dtypes
         self._why_no_model = ""
 
     def options(self, dtype: str, **compiled: object) -> TargetOptions:
@@ -167,14 +176,10 @@ class Subject:
 
     @cached_property
     def _built_blocks(self) -> Mapping[tuple[str, Dtype], BuiltBlock]:
-        further = [one for one in DTYPES if not self.refusals[one] and one != self.dtype]
         jobs = [BlockJob(block, self.dtype) for block in self._blocks if not self.refused(block)]
-        jobs += [
-            BlockJob(block, dtype)
-            for dtype in (further if self.builds else [])
-            for block in self._blocks
-            if block.is_of_every_dtype
-        ]
+        if self.builds:
+            further = (one for one in self._dtypes if not self.refusals[one] and one != self.dtype)
+            jobs += [BlockJob(BIASED, dtype) for dtype in further]
         configs = {dtype: self.config(dtype) for dtype in {job.dtype for job in jobs}}
         return build_blocks(
             self.target, jobs, configs, folder=self.folder / "blocks", seed=self.seed

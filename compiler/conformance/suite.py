@@ -72,7 +72,14 @@ def run_suite(request: SuiteRequest, *, progress: Progress) -> ConformanceReport
     blocks = [block for block in BLOCKS if block.name in checks or _is_needed(block, checks)]
     results: list[CheckResult] = []
     with _folder(request.keep) as folder:
-        subject = Subject(target, name=name, folder=folder, seed=request.seed, blocks=blocks)
+        subject = Subject(
+            target,
+            name=name,
+            folder=folder,
+            seed=request.seed,
+            blocks=blocks,
+            dtypes=[dtype for dtype in DTYPES if dtype in checks],
+        )
         progress.start(f"testing {name}")
         for number, (one, check) in enumerate(checks.items(), start=1):
             results.append(_result(one, partial(check, subject)))

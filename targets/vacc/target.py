@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,7 +33,7 @@ class VaccTarget(Target):
     opens: ClassVar = "bundle"
 
     def probe(self) -> Probe:
-        """TVM, a linker for the host's part, and the drivers."""
+        """TVM, a linker for the host's part, the drivers, and the profiles."""
         has_tvm = all(importlib.util.find_spec(name) is not None for name in ("tvm", "tvm_ffi"))
         linker = find_linker()
         missing = [] if has_tvm else ["apache-tvm is not installed: pip install graphlower"]
@@ -45,7 +46,12 @@ class VaccTarget(Target):
             can_build=has_tvm and linker is not None,
             can_run=has_tvm and bool(ready),
             missing=tuple(missing),
-            facts={"drivers": " ".join(ready), "profiles": " ".join(profile_names())},
+            facts={
+                "drivers": " ".join(ready),
+                "profiles": " ".join(profile_names()),
+                "tvm": metadata.version("apache-tvm") if has_tvm else "",
+                "linker": " ".join(linker or ()),
+            },
         )
 
     def constraints(
