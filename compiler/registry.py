@@ -5,20 +5,13 @@ A name comes from a built-in table below, from an installed package's entry poin
 `./my_pass.py:MyPass`. A name that two owners claim is an error that names both.
 """
 
-import difflib
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from compiler.contracts.errors import CheckpointError, CompilerError, ConfigError, MachineLacks
+from compiler.contracts.errors import CheckpointError, ConfigError
+from compiler.plugin_loading import Entry, class_in_file, did_you_mean, load_class
 
 if TYPE_CHECKING:
     from compiler.contracts.model_base import ModelFamily
@@ -70,17 +63,6 @@ MODELS: Mapping[str, str] = {
     "llama": "models.llama:Llama",
 }
 
-_Plugin = TypeVar("_Plugin")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One name: its class as "module:Class", and the distribution that brings it."""
-
-    name: str
-    path: str
-    owner: str
-
 
 def passes() -> tuple[str, ...]:
     """Names of all passes, sorted."""
@@ -99,6 +81,23 @@ def pass_owner(name: str) -> str:
 def targets() -> tuple[str, ...]:
     """Names of all targets that have a class, sorted, without the aliases."""
     return tuple(sorted(_targets()))
+
+
+def target_owner(name: str) -> str:
+    """The distribution that brings a target, by name or alias.
+
+    Raises:
+        ConfigError: No target has that name, or nothing installed brings it.
+    """
+    table, resolved = _targets(), resolve_target(name)
+    if resolved not in table:
+        raise not_installed(name)
+    return table[resolved].owner
+
+
+def target_aliases(name: str) -> tuple[str, ...]:
+    """The other names of a target, sorted."""
+    return tuple(sorted(alias for alias, meant in TARGET_ALIASES.items() if meant == name))
 
 
 def declared_targets() -> tuple[str, ...]:
@@ -131,10 +130,10 @@ def load_pass(name: str, *, base: Path | None = None, where: str | None = None) 
     from compiler.contracts.pass_base import Pass
 
     if is_file_pass(name):
-        found = _class_in_file(name, (base or Path.cwd()), Pass, where=where)
+        found = class_in_file(name, (base or Path.cwd()), Pass, where=where)
     else:
         entry = _entry("pass", name, _table("pass", "graphlower.passes", PASSES), where=where)
-        found = _load(entry, "pass", Pass, where=where)
+        found = load_class(entry, "pass", Pass, where=where)
     is_decorated = "__dataclass_params__" in vars(found)
     if not is_decorated or not isinstance(getattr(found, "name", None), str):
         raise ConfigError(
@@ -172,7 +171,16 @@ def load_target(name: str, *, where: str | None = None) -> "type[Target]":
     resolved = resolve_target(name, where=where)
     if resolved not in table:
         raise not_installed(name, where=where)
-    return _load(table[resolved], "target", Target, where=where)
+    found = load_class(table[resolved], "target", Target, where=where)
+    lacking = [word for word in ("name", "opens") if not hasattr(found, word)]
+    if lacking:
+        raise ConfigError(
+            f"target '{resolved}' of {table[resolved].owner} has no {' and no '.join(lacking)}",
+            where=where,
+            hint="see compiler.contracts.target_base.Target",
+            code="bad-plugin",
+        )
+    return found
 
 
 def not_installed(name: str, *, where: str | None = None) -> ConfigError:
@@ -203,14 +211,7 @@ def load_family(model_type: str, *, where: str | None = None) -> "type[ModelFami
             hint=f"supported: {', '.join(sorted(table))}",
             code="unsupported-model-type",
         )
-    return _load(table[model_type], "model family", ModelFamily, where=where)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is nearest to a misspelt one, if one is near."""
-    spelled = {word.lower().replace("_", "-"): word for word in known}
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), spelled, n=1, cutoff=0.6)
-    return spelled[near[0]] if near else None
+    return load_class(table[model_type], "model family", ModelFamily, where=where)
 
 
 def _targets() -> dict[str, Entry]:
@@ -254,65 +255,3 @@ def _duplicate(kind: str, name: str, first: str, second: str) -> ConfigError:
         hint="uninstall one of them, or ask its author to rename it",
         code="duplicate-name",
     )
-
-
-def _load(entry: Entry, kind: str, base: type[_Plugin], *, where: str | None) -> type[_Plugin]:
-    module_name, _, class_name = entry.path.partition(":")
-    said = f"{kind} '{entry.name}' of {entry.owner} ({entry.path})"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        raise _missing_module(said, e, where=where) from e
-    except (ImportError, SyntaxError) as e:
-        raise ConfigError(f"{said} cannot be loaded: {e}", where=where, code="bad-plugin") from e
-    return _class_of(module, class_name, base, said=said, where=where)
-
-
-def _class_in_file(
-    name: str, folder: Path, base: type[_Plugin], *, where: str | None
-) -> type[_Plugin]:
-    file, _, class_name = name.rpartition(":")
-    path = (folder / Path(file).expanduser()).resolve()
-    if not path.is_file():
-        hint = f"a relative path starts at the YAML's folder: {path}"
-        message = f"pass '{name}': there is no file '{file}'"
-        raise ConfigError(message, where=where, hint=hint, code="unknown-name")
-    module_name = f"graphlower_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None, f"no import specification for {path}"
-    assert spec.loader is not None, f"no loader for {path}"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look the module up by its name
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as e:
-        raise _missing_module(f"pass '{name}'", e, where=where) from e
-    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as e:
-        message = f"pass '{name}' cannot be loaded: {type(e).__name__}: {e}"
-        raise ConfigError(message, where=where, hint=f"mend {path}", code="bad-plugin") from e
-    return _class_of(module, class_name, base, said=f"pass '{name}'", where=where)
-
-
-def _missing_module(said: str, error: ModuleNotFoundError, *, where: str | None) -> CompilerError:
-    return MachineLacks(
-        f"{said} needs the module '{error.name}', which is not installed",
-        where=where,
-        hint=f"install the package that holds '{error.name}'",
-    )
-
-
-def _class_of(
-    module: ModuleType, name: str, base: type[_Plugin], *, said: str, where: str | None
-) -> type[_Plugin]:
-    found = getattr(module, name, None)
-    if found is None:
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-        near = did_you_mean(name, classes)
-        hint = f"did you mean '{near}'?" if near else f"name a subclass of {base.__name__}"
-        message = f"{said}: there is no class '{name}'"
-        raise ConfigError(message, where=where, hint=hint, code="unknown-name")
-    if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
-        message = f"{said}: '{name}' is not a {base.__name__}"
-        hint = f"derive it from {base.__module__}.{base.__name__} and implement its methods"
-        raise ConfigError(message, where=where, hint=hint, code="bad-plugin")
-    return found

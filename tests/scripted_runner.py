@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compiler.contracts.errors import TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import LAYER_TAPS, Observer, Tap, taps_of
-from compiler.contracts.target_base import Runner
 
 WIDTH, VOCABULARY = 8, 11
 # What each point of a layer is computed from.

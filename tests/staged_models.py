@@ -7,8 +7,9 @@ from program_runs import run_pass
 from traced_models import TracedModels
 
 from compiler.contracts.pass_base import Pass
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Observer, Tap
-from compiler.contracts.target_base import ProgramModel, Runner
+from compiler.contracts.target_base import ProgramModel
 from passes.annotate_int8_qdq import AnnotateInt8QDQ
 from passes.cast_dtype import CastDtype
 from passes.eliminate_dead import EliminateDead

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.contracts.program import Phase
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 
 Fault = Literal[
     "",

@@ -44,18 +44,21 @@ def _did_you_mean(message: str) -> str | None:
     )
     if wrong is None:
         return None
-    verbs = _verbs(_parser())
-    actions = _verbs(verbs["passes"])
-    parsers = (*verbs.values(), *actions.values())
-    options = {name for parser in parsers for name in parser._option_string_actions}
-    names = [*actions] if "argument ACTION" in message else [*verbs]
-    known = names if wrong[1] is not None else sorted(options)
+    if wrong[1] is not None:
+        known = re.findall(r"[\w-]+", message.partition("choose from")[2])
+    else:
+        known = sorted(_options(_parser()))
     near = difflib.get_close_matches((wrong[1] or wrong[2]).partition("=")[0], known, n=1)
     return near[0] if near else None
 
 
-def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    return next(a.choices for a in parser._actions if isinstance(a.choices, dict))
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser, and of every verb and action below it."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            found |= {name for below in action.choices.values() for name in _options(below)}
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(verbs)
     _add_bisect(verbs)
     _add_passes(verbs)
+    _add_targets(verbs)
     return parser
 
 
@@ -165,6 +169,26 @@ def _add_pass(action: argparse.ArgumentParser) -> None:
         metavar="OPTION=VALUE",
         dest="overrides",
         help="an option of the pass; may be repeated",
+    )
+
+
+def _add_targets(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    summary = "list targets, ask one what it can do here, try one on what every target must do"
+    verb = verbs.add_parser(
+        "targets", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+    )
+    actions = verb.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_verb(actions, "list", "show every target, who brings it, and what it can do here")
+    probe = _add_verb(actions, "probe", "show what a target finds here, and what it lacks")
+    probe.add_argument("name", metavar="TARGET", help="its name or alias")
+    test = _add_verb(actions, "test", "run the conformance suite on a target")
+    test.add_argument("name", metavar="TARGET", help="its name or alias")
+    test.add_argument(
+        "--only", action="append", default=[], metavar="CHECK", help="that check; may be repeated"
+    )
+    test.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and tokens (0)")
+    test.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave models and bundles there, a new folder"
     )
 
 

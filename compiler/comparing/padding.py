@@ -6,7 +6,7 @@ import numpy as np
 
 from compiler.comparing.agreement import Outcome, State, blame_attention, compare_states
 from compiler.comparing.reading import Reader
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 
 # Padding is tried at the context's end too where reading that far costs at most so many windows.
 _EDGE_WINDOWS = 16

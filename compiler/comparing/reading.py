@@ -7,7 +7,7 @@ import numpy as np
 
 from compiler.comparing.agreement import Rows, State
 from compiler.contracts.errors import CompilerError, TargetError
-from compiler.contracts.target_base import Runner, WindowedRunner
+from compiler.contracts.runner import Runner, WindowedRunner
 
 
 @dataclass(frozen=True)

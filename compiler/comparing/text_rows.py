@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 
 
 def text_rows(runner: Runner, tokens: Sequence[int], *, context: int) -> Iterator[np.ndarray]:

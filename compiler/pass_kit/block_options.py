@@ -41,6 +41,8 @@ class BlockOptions:
         is_tied: Whether the head is the embedding.
         dtype: How the checkpoint stores floats.
         epsilon: Of the norms.
+        theta: Base of the rotary frequencies.
+        rotary_scale: What cosines and sines are multiplied by, as YaRN does.
         squares: `Pow(x, 2)` or `Mul(x, x)`.
         inverse: `Reciprocal(r)` or `Div(1, r)`.
         has_computed_shapes: Whether shapes and axes are made by Concat and Reshape of constants, as
@@ -75,6 +77,8 @@ class BlockOptions:
     is_tied: bool = False
     dtype: StoredDtype = "float32"
     epsilon: float = 1e-6
+    theta: float = 10000.0
+    rotary_scale: float = 1.0
     squares: Literal["Pow", "Mul"] = "Pow"
     inverse: Literal["Reciprocal", "Div"] = "Reciprocal"
     has_computed_shapes: bool = False
@@ -161,6 +165,8 @@ def simpler_options(options: BlockOptions) -> Iterator[BlockOptions]:
         "squares",
         "inverse",
         "epsilon",
+        "theta",
+        "rotary_scale",
         "kv_heads",
         "group",
         "head_dim",

@@ -16,8 +16,6 @@ from compiler.pass_kit.block_options import BlockOptions
 from compiler.pass_kit.linear_writer import linear, norm
 from compiler.pass_kit.node_writer import NodeWriter
 
-_ROPE_THETA = 10000.0
-
 
 def block_program(options: BlockOptions) -> Program:
     """The model that `options` describe, as traced."""
@@ -78,7 +76,7 @@ def _rotary_tables(
     """Tables of cosines and sines, each [1, 1, T, head_dim]."""
     path = "model.rotary_emb"
     exponents = np.arange(0, options.head_dim, 2) / options.head_dim
-    frequencies = (1 / _ROPE_THETA**exponents).astype(np.float32)
+    frequencies = (1 / options.theta**exponents).astype(np.float32)
     column = write.node("Unsqueeze", path, positions, np.array([2], np.int64))
     numbers = write.node("Cast", path, column, attrs={"to": 1})
     half = write.commutative("Mul", path, numbers, frequencies)
@@ -90,7 +88,10 @@ def _rotary_tables(
         angles = write.node("Concat", path, half, half, attrs={"axis": -1})
         whole = [write.node(op, path, angles) for op in ("Cos", "Sin")]
     cos, sin = (write.node("Unsqueeze", path, one, head_axis) for one in whole)
-    return cos, sin
+    if options.rotary_scale == 1:
+        return cos, sin
+    scale = np.array(options.rotary_scale, np.float32)
+    return write.commutative("Mul", path, cos, scale), write.commutative("Mul", path, sin, scale)
 
 
 def _allowed(write: NodeWriter, mask: gs.Tensor, cache: gs.Tensor, tokens: int) -> gs.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import BundleError, RunError
 from compiler.contracts.program import PHASES, Phase
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.threads import ThreadedRanks
 from compiler.ranks.world import check_world, current_world

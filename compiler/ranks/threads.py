@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 
 from compiler.contracts.errors import CompilerError, TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Observer
-from compiler.contracts.target_base import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.exchange import Exchange
 from compiler.ranks.observing import RankObserver, joined_columns

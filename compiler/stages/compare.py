@@ -18,7 +18,7 @@ from compiler.comparing.step_findings import step_findings
 from compiler.comparing.steps import Step, compare_step
 from compiler.config import CompareLimits
 from compiler.contracts.comparison import Comparison, Divergence, Finding, TokenStrip
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 
 
 @dataclass(frozen=True)

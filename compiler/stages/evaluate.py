@@ -21,7 +21,7 @@ from compiler.comparing.steps import allowed_error
 from compiler.comparing.text_rows import text_rows
 from compiler.contracts.evaluation import ReferenceFigures
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 
 
 @dataclass

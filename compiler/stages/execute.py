@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.sampling import Sampler
 from compiler.text import Message, Text, TextStream
 

@@ -22,8 +22,8 @@ from compiler.comparing.tap_watchers import (
 )
 from compiler.contracts.comparison import Finding, TapComparison, TensorStatus
 from compiler.contracts.errors import TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import FIRST_TAPS, LAST_TAPS, LAYER_RESULTS, Observer, Tap, taps_of
-from compiler.contracts.target_base import Runner
 from compiler.tap_store import TapFolder, TapSource
 
 ALL_POINTS = Observer.points

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from compiler.comparing.measures import log_softmax, perplexity_from
 from compiler.comparing.text_rows import text_rows
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 
 _SILENT = Progress()
 

@@ -26,7 +26,7 @@ from compiler.comparing.padding import padding_trials, why_no_padding
 from compiler.comparing.reading import Reader, draw_reader
 from compiler.contracts.comparison import SemanticCheck
 from compiler.contracts.errors import CompilerError
-from compiler.contracts.target_base import Runner, WindowedRunner
+from compiler.contracts.runner import Runner, WindowedRunner
 
 # Lengths of calls that line up with no window.
 _ODD_SIZES = (3, 5, 1, 7)

@@ -17,7 +17,7 @@ from compiler.contracts.comparison import (
     TapComparison,
 )
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.saved_outputs import SavedOutputs, SavedPrompt
 from compiler.stages.compare import compare_end_to_end, decode_forced
 from compiler.stages.observe import compare_saved, hold_against

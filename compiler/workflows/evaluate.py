@@ -19,7 +19,7 @@ from compiler.contracts.errors import (
 )
 from compiler.contracts.evaluation import Evaluation
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner, WindowedRunner
+from compiler.contracts.runner import Runner, WindowedRunner
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages import evaluate as evaluate_stage
 from compiler.stages.checkpoint import locate_checkpoint

@@ -10,7 +10,8 @@ from pathlib import Path
 from compiler import registry
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import MachineLacks
-from compiler.contracts.target_base import ProgramModel, Runner
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import ProgramModel
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages.import_onnx import import_onnx
 

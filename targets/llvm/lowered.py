@@ -15,8 +15,9 @@ import onnx
 
 from compiler.contracts.errors import TargetError
 from compiler.contracts.program import Phase, Program
+from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.taps import Observer, Tap
-from compiler.contracts.target_base import ProgramModel, WindowedRunner
+from compiler.contracts.target_base import ProgramModel
 from compiler.contracts.weights import DTYPES, Weight, value
 from compiler.numerics.program_taps import program_taps
 from compiler.numerics.tap_place import TapPlace

@@ -1,7 +1,7 @@
 """A bundle of several ranks on CPUs: one virtual machine a rank, each by its own thread."""
 
 from compiler.contracts.bundle import Bundle
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.launch import open_ranks
 from targets.llvm.runner import LLVMRunner

@@ -12,8 +12,8 @@ import numpy as np
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
 from compiler.contracts.errors import MachineLacks
 from compiler.contracts.program import PHASES, Phase
+from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.taps import Observer
-from compiler.contracts.target_base import WindowedRunner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.relax.collectives import serve_collectives, taking_part
 from compiler.relax.lean import import_tvm_ffi

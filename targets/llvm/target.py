@@ -10,12 +10,12 @@ from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import CompilerError, ConfigError, TargetError
 from compiler.contracts.pass_base import Skip
 from compiler.contracts.program import Program
+from compiler.contracts.runner import Runner
 from compiler.contracts.target_base import (
     Lowered,
     PassChoice,
     Probe,
     ProgramModel,
-    Runner,
     Target,
     TargetOptions,
 )

@@ -13,8 +13,9 @@ from onnx.shape_inference import InferenceError
 
 from compiler.contracts.errors import PassError, TargetError
 from compiler.contracts.program import Phase, Program, TensorSpec
+from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.taps import Observer
-from compiler.contracts.target_base import ProgramModel, WindowedRunner
+from compiler.contracts.target_base import ProgramModel
 from compiler.contracts.weights import DTYPES
 from compiler.numerics.measured_pass import ParameterValues
 from compiler.numerics.reference_run import ReferenceSession

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import TargetError
-from compiler.contracts.target_base import Probe, ProgramModel, Runner, Target
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import Probe, ProgramModel, Target
 from compiler.contracts.weights import CheckpointRef
 
 

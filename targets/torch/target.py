@@ -10,13 +10,9 @@ import numpy as np
 
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Observer
-from compiler.contracts.target_base import (
-    Probe,
-    ProgramModel,
-    Runner,
-    Target,
-)
+from compiler.contracts.target_base import Probe, ProgramModel, Target
 from compiler.contracts.weights import CheckpointRef
 from targets.torch.observing import observed, rows_of
 

@@ -15,8 +15,8 @@ import numpy as np
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
 from compiler.contracts.errors import BundleError, MachineLacks
 from compiler.contracts.program import Phase
+from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.taps import Observer
-from compiler.contracts.target_base import WindowedRunner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.observing import RankObserver
 from compiler.relax.lean import import_tvm_ffi

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,12 +10,12 @@ from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import CompilerError, CompilerErrors, TargetError
 from compiler.contracts.pass_base import Skip
 from compiler.contracts.program import Program
+from compiler.contracts.runner import Runner
 from compiler.contracts.target_base import (
     Lowered,
     PassChoice,
     Probe,
     ProgramModel,
-    Runner,
     Target,
     TargetOptions,
 )
@@ -33,7 +34,7 @@ class VaccTarget(Target):
     has_ranks: ClassVar = True
 
     def probe(self) -> Probe:
-        """TVM, a linker for the host's part, and the drivers."""
+        """TVM, a linker for the host's part, the drivers, and the profiles."""
         has_tvm = all(importlib.util.find_spec(name) is not None for name in ("tvm", "tvm_ffi"))
         linker = find_linker()
         missing = [] if has_tvm else ["apache-tvm is not installed: pip install graphlower"]
@@ -46,7 +47,12 @@ class VaccTarget(Target):
             can_build=has_tvm and linker is not None,
             can_run=has_tvm and bool(ready),
             missing=tuple(missing),
-            facts={"drivers": " ".join(ready), "profiles": " ".join(profile_names())},
+            facts={
+                "drivers": " ".join(ready),
+                "profiles": " ".join(profile_names()),
+                "tvm": metadata.version("apache-tvm") if has_tvm else "",
+                "linker": " ".join(linker or ()),
+            },
         )
 
     def constraints(

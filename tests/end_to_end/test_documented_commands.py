@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from compiler_process import ROOT, environment
 
-# The tutorial on passes is one program from its first block to its last, with a test of its own.
-TUTORIAL = ROOT / "docs" / "writing-passes.md"
+# A tutorial is one program from its first block to its last, with a test of its own.
+TUTORIALS = ("writing-passes.md", "writing-targets.md")
 PAGES = [
-    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page != TUTORIAL
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if page.name not in TUTORIALS
 ]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

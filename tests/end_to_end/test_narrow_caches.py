@@ -12,8 +12,8 @@ from staged_models import observed
 
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.progress import Progress
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Tap
-from compiler.contracts.target_base import Runner
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.semantic import check_semantics
 from compiler.workflows.build import build

@@ -10,7 +10,7 @@ from reference_model import load_reference, reference_logits
 from transformers import PreTrainedModel
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 from compiler.stages.execute import GenerateOptions, Session
 from compiler.text import Message
 from compiler.workflows.run import open_session

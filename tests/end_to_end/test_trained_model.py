@@ -9,7 +9,7 @@ from reference_model import reference_logits
 from trained_model import WINDOW, largest_difference, prompts, trained_reference
 from transformers import PreTrainedModel
 
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 from compiler.stages.execute import GenerateOptions, Session
 from compiler.text import Message
 from compiler.workflows.run import open_session

@@ -1,15 +1,13 @@
 """The tutorial on passes is followed to the letter: every block of it is used."""
 
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from checkpoint_factory import write_checkpoint
-from compiler_process import ROOT, environment
+from compiler_process import ROOT
+from tutorial_shell import run_shell, shows
 
 from compiler import registry
 
@@ -18,36 +16,6 @@ _BLOCK = re.compile(r'^```(\w+)(?: (\w+)="(\S+)")?\n(.*?)^```', re.MULTILINE | r
 _BELOW = "        product.inputs = [queries, product.inputs[1]]\n"
 
 pytestmark = pytest.mark.slow
-
-
-def run_shell(command: str, folder: Path) -> str:
-    """What a command line prints, in a shell where `python` is this one."""
-    path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
-    done = subprocess.run(
-        ["/bin/sh", "-c", command],
-        cwd=folder,
-        env=environment(PATH=path),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def shows(output: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the lines stand in the output, in order; `...` is any text, or any lines."""
-    position = 0
-    for line in wanted:
-        if line.strip() == "...":
-            continue
-        form = re.compile(".*".join(re.escape(part) for part in line.split("...")))
-        found = (i for i in range(position, len(output)) if form.fullmatch(output[i]))
-        position = next(found, -1) + 1
-        if not position:
-            return False
-    return True
 
 
 def test_the_tutorial_works(tmp_path: Path) -> None:

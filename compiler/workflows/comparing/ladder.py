@@ -12,8 +12,8 @@ from compiler.comparing.tap_faults import first_fault, largest_local, place_of
 from compiler.config import BuildConfig, CompareLimits
 from compiler.contracts.comparison import Ladder
 from compiler.contracts.errors import RunError, TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Tap
-from compiler.contracts.target_base import Runner
 from compiler.pass_order import PlannedPass
 from compiler.registry import load_target
 from compiler.stages.compare import Trajectory, decode_forced

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.saved_outputs import SavedOutputs, SavedPrompt, write_outputs
 from compiler.stages.compare import Trajectory, decode_forced, decode_greedily
 from compiler.stages.observe import Call, calls_of, record

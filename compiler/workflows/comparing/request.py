@@ -8,7 +8,7 @@ from typing import TypeVar
 from compiler.config import BuildConfig, CompareLimits
 from compiler.contracts.comparison import Level
 from compiler.contracts.errors import ConfigError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.observe import ALL_POINTS, LAYER_POINTS
 from compiler.workflows.comparing.inputs import InputOptions
 from compiler.workflows.comparing.targets import TargetChoice, TargetOpener

@@ -17,7 +17,8 @@ from compiler.config import BuildConfig
 from compiler.contracts.errors import ConfigError, MachineLacks, RunError
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import ProgramModel, Runner, Target
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import ProgramModel, Target
 from compiler.contracts.weights import CheckpointRef
 from compiler.pass_order import PlannedPass
 from compiler.stages.open_bundle import open_bundle

@@ -7,7 +7,7 @@ import pytest
 
 from compiler.comparing.text_rows import text_rows
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 
 
 class Echo(Runner):

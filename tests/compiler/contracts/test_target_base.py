@@ -5,7 +5,7 @@ import pytest
 
 from compiler.contracts.errors import RunError
 from compiler.contracts.program import Phase
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 
 
 class RecordingRunner(WindowedRunner):

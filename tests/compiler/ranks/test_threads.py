@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.exchange import Exchange
 from compiler.ranks.threads import ThreadedRanks

@@ -8,7 +8,7 @@ import pytest
 
 from compiler.config import CompareLimits
 from compiler.contracts.comparison import Comparison, Divergence, Finding, TokenStrip
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.compare import (
     Trajectory,
     compare_end_to_end,

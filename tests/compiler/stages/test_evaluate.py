@@ -8,7 +8,7 @@ import pytest
 
 from compiler.contracts.errors import RunError
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.evaluate import evaluate
 from compiler.stages.perplexity import perplexity
 

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from compiler.contracts.errors import RunError
 from compiler.contracts.program import Phase
-from compiler.contracts.target_base import WindowedRunner
+from compiler.contracts.runner import WindowedRunner
 from compiler.stages.execute import GenerateOptions, Generation, Session
 from compiler.text import ChatTemplate, Message, Text
 
@@ -448,7 +448,7 @@ def test_the_process_stays_lean(tmp_path: Path) -> None:
 LEAN = """
 import json, pathlib, sys
 import numpy as np
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.execute import GenerateOptions, Session
 from compiler.text import Text
 import compiler.workflows.run

@@ -12,8 +12,8 @@ from scripted_runner import Script, ScriptedRunner, hidden
 
 from compiler.comparing.tap_faults import first_fault, largest_local
 from compiler.contracts.comparison import TapComparison
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import LAYER_TAPS, Tap, taps_of
-from compiler.contracts.target_base import Runner
 from compiler.stages.observe import (
     ALL_POINTS,
     LAYER_POINTS,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from compiler.contracts.errors import RunError
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.perplexity import perplexity
 
 

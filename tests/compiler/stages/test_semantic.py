@@ -11,7 +11,7 @@ from window_decoder import Fault, Sizes, WindowDecoder
 from compiler.contracts.comparison import SemanticCheck
 from compiler.contracts.errors import TargetError
 from compiler.contracts.program import Phase
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.semantic import check_semantics
 from targets.llvm.target import LLVMTarget

@@ -16,8 +16,9 @@ from compiler.contracts.bundle import Bundle
 from compiler.contracts.comparison import LEVELS, Comparison, Level, Report
 from compiler.contracts.errors import ConfigError, MachineLacks, RunError
 from compiler.contracts.progress import Progress
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Tap, taps_of
-from compiler.contracts.target_base import Probe, ProgramModel, Runner
+from compiler.contracts.target_base import Probe, ProgramModel
 from compiler.contracts.weights import CheckpointRef
 from compiler.saved_outputs import SavedOutputs, SavedPrompt, read_outputs, write_outputs
 from compiler.stages.observe import LAYER_POINTS

@@ -12,7 +12,8 @@ from compiler import registry
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import BundleError, CompilerError, ConfigError, RunError
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Probe, ProgramModel, Runner, Target, TargetOptions
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import Probe, ProgramModel, Target, TargetOptions
 from compiler.contracts.weights import CheckpointRef
 from compiler.stages import open_bundle as open_bundle_stage
 from compiler.stages.execute import GenerateOptions

@@ -7,8 +7,8 @@ import pytest
 from traced_models import TracedModels
 from transformers.models.qwen2 import modeling_qwen2
 
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import LAYER_RESULTS, Observer, Tap, taps_of
-from compiler.contracts.target_base import Runner
 from targets.torch.target import TorchTarget
 
 PROMPT, NEXT = [5, 17, 3, 44, 9, 71, 2, 30, 8], 25

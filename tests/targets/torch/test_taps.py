@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 from traced_models import VOCABULARY, TracedModels
 
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Observer, Tap, taps_of
-from compiler.contracts.target_base import Runner
 from compiler.contracts.weights import CheckpointRef
 from targets.torch.target import TorchTarget
 

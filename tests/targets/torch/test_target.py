@@ -11,7 +11,8 @@ from traced_models import VOCABULARY, TracedModels
 from transformers import AutoModelForCausalLM
 
 from compiler.contracts.errors import RunError, TargetError
-from compiler.contracts.target_base import ProgramModel, Runner, TargetOptions
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import ProgramModel, TargetOptions
 from targets.torch import target as target_module
 from targets.torch.target import TorchTarget
 

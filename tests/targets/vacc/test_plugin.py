@@ -1,12 +1,14 @@
 """The target is there where its entry point is; drivers come by entry points of their own."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from compiler import registry
 from compiler.contracts.errors import CompilerError, MachineLacks
+from compiler.relax.link import find_linker
 from targets.vacc.driver import driver_names, load_driver
 from targets.vacc.emulator import Emulator
 from targets.vacc.target import VaccTarget
@@ -26,10 +28,10 @@ class Mine:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metadata = tmp_path / "my_drivers-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-drivers\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(DRIVERS)
+    info = tmp_path / "my_drivers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-drivers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(DRIVERS)
     (tmp_path / "my_vacc_driver.py").write_text(DRIVER, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -55,7 +57,9 @@ def test_probing_says_which_drivers_are_there_and_what_they_lack() -> None:
     probe = VaccTarget().probe()
     assert probe.can_build
     assert probe.can_run
-    assert probe.facts == {"drivers": "emulator", "profiles": "assumed"}
+    assert (probe.facts["drivers"], probe.facts["profiles"]) == ("emulator", "assumed")
+    assert probe.facts["tvm"] == metadata.version("apache-tvm")
+    assert probe.facts["linker"] == " ".join(find_linker() or ("nothing was found",))
     assert probe.missing == (
         "driver 'broken': vacc driver 'broken' cannot be loaded: No module named 'no_such_module'",
         "driver 'mine': the card is not plugged in",

@@ -12,7 +12,8 @@ from compiler import registry
 from compiler.config import BuildConfig, load_config
 from compiler.contracts.errors import CompilerError, ConfigError, MachineLacks, RunError
 from compiler.contracts.progress import Progress
-from compiler.contracts.target_base import Probe, Runner
+from compiler.contracts.runner import Runner
+from compiler.contracts.target_base import Probe
 from compiler.workflows.comparing.targets import (
     TargetChoice,
     TargetOpener,
