@@ -1,7 +1,7 @@
 """A bundle of several ranks: one runner a rank, which meet in the lines of their tile programs."""
 
 from compiler.contracts.bundle import Bundle
-from compiler.contracts.target_base import Runner
+from compiler.contracts.runner import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.launch import open_ranks
 from targets.vacc.runner import VaccRunner

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from compiler.contracts.errors import TargetError
+from compiler.contracts.runner import Runner
 from compiler.contracts.taps import Observer, Tap
-from compiler.contracts.target_base import Runner
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.threads import ThreadedRanks
 
