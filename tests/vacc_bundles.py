@@ -25,17 +25,32 @@ class VaccModel:
 
     Attributes:
         model: Its sizes.
-        added: Passes after the default ones.
+        added: Passes after the default ones, each as JSON or its bare name.
+        quantize: `frontend.quantize` as JSON; empty: none.
         compiled: `backend.compile`, as pairs.
     """
 
     model: TinyModel = TINY
     added: tuple[str, ...] = ()
+    quantize: str = ""
     compiled: tuple[tuple[str, object], ...] = ()
 
 
 FLOATS = VaccModel()
-INT8 = VaccModel(added=("annotate-int8-qdq",))
+INT8 = VaccModel(quantize='{"type": "w8a16"}')
+
+
+def _entry(text: str) -> object:
+    return json.loads(text) if text.startswith("{") else text
+
+
+def _set_quantize(tree: dict, section: dict, folder: Path) -> None:
+    """The section, the dtype that goes with it, and what GPTQ is calibrated on."""
+    tree["frontend"]["quantize"] = section
+    tree["backend"]["dtype"] = "fp16" if section["type"].startswith("w16") else "int8"
+    words = " ".join(f"t{31 * index % 113}" for index in range(200))
+    (folder / "data.txt").write_text(words, encoding="utf-8")
+    tree["dataset"] = {"type": "text", "path": "data.txt", "nsamples": 2, "seqlen": 40}
 
 
 class VaccBundles:
@@ -64,10 +79,12 @@ class VaccBundles:
                 "shape": {"input_ids": [[built.model.window], [built.model.context]]},
             },
             "backend": {"type": "vacc", "dtype": "fp16", "compile": dict(built.compiled)},
-            "passes": {"add": list(built.added)},
+            "passes": {"add": [_entry(text) for text in built.added]},
             "verify": "off",
             "workspace": {"path": str(path.parent / "workspace")},
         }
+        if built.quantize:
+            _set_quantize(tree, json.loads(built.quantize), path.parent)
         path.write_text(json.dumps(tree), encoding="utf-8")
         return path
 

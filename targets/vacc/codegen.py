@@ -1,6 +1,6 @@
 """A partition -> its tile program: one run for each composite, one kernel for each shape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tvm import relax
@@ -13,6 +13,12 @@ from targets.vacc.memory_plan import share_memory
 from targets.vacc.patterns import PREFIX
 from targets.vacc.relax_types import Body, bindings_of, dtype_of, result_of, shape_of
 from targets.vacc.tile_program import Argument, Kernel, Role, Run, Tensor, TileProgram, View
+
+# What is joined in one product (`fuse-qkv`, `fuse-gate-up`), in order.
+_JOINED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,21 +125,23 @@ class _Writing:
         found = lowering(composite, tuple(self.dtypes[name] for name in given), self.profile)
         arguments = tuple(given[index] for index in found.arguments)
         self.nodes += len(Body(composite).calls)
+        if found.kernel is None and found.written:
+            self.names[var] = given[found.written[0]]
+            return
         if found.kernel is None:
             self._view(var, arguments[0])
             return
         kind = str(composite.attrs["Composite"]).removeprefix(PREFIX)
         module = self._module(kind, found, given)
         kernel = self._kernel(found.kernel)
-        if found.written >= 0:
-            result = given[found.written]
-        else:
-            result = f"v{len(self.steps)}"
-            self.tensors.append(Tensor(result, kernel.outputs[0].dtype, shape_of(var)))
-            self.dtypes[result] = kernel.outputs[0].dtype
-            self.modules[result] = module
-        self.names[var] = result
-        self.steps.append(Run(kernel.name, module, arguments, (result,)))
+        results = tuple(given[index] for index in found.written)
+        if not results:
+            results = (f"v{len(self.steps)}",)
+            self.tensors.append(Tensor(results[0], kernel.outputs[0].dtype, shape_of(var)))
+            self.dtypes[results[0]] = kernel.outputs[0].dtype
+            self.modules[results[0]] = module
+        self.names[var] = results[0]
+        self.steps.append(Run(kernel.name, module, arguments, results))
 
     def _view(self, var: relax.Var, source: str) -> None:
         name = f"v{len(self.steps)}"
@@ -160,7 +168,7 @@ class _Writing:
             case "embedding":
                 return first
             case "cache_update":
-                return given[found.written]
+                return given[found.written[0]]
             case "attention":
                 return f"model.layers.{layer_of(given[1])}.self_attn"
             case "silu_mul":
@@ -170,6 +178,9 @@ class _Writing:
             case "angles":
                 assert found.kernel is not None, "angles are no view"
                 return f"model.rotary_emb.{'cos' if 'cosine' in str(found.kernel.body) else 'sin'}"
+        parent, _, last = first.rpartition(".")
+        if last in _JOINED and found.part is not None:
+            return f"{parent}.{_JOINED[last][found.part]}"
         return f"{first}.{kind}"
 
 

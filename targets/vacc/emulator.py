@@ -216,11 +216,13 @@ class EmulatedPartition(LoadedPartition):
 
     def _show(self, run: Run, memory: Mapping[str, np.ndarray], watch: Watch) -> None:
         kernel = self._kernels[run.kernel]
-        for tensor, name in zip(kernel.outputs, run.results, strict=True):
-            values = memory[name].reshape(tensor.shape)
-            given = watch(run.module, kernel.composite, values)
-            if given is not None:
-                values[...] = given
+        results = [
+            memory[name].reshape(tensor.shape)
+            for tensor, name in zip(kernel.outputs, run.results, strict=True)
+        ]
+        given = watch(run.module, kernel.composite, results)
+        for values, instead in zip(results, given or (), strict=given is not None):
+            values[...] = instead
 
 
 def _numbers(
