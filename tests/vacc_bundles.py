@@ -25,21 +25,33 @@ class VaccModel:
 
     Attributes:
         model: Its sizes.
-        added: Passes after the default ones.
+        added: Passes after the default ones, each as JSON or its bare name.
+        quantize: `frontend.quantize` as JSON; empty: none.
         compiled: `backend.compile`, as pairs.
-        quantized: `frontend.quantize.type`, of an int8 model; empty: none.
         verify: What the build checks; with ranks `probe` runs them together.
     """
 
     model: TinyModel = TINY
     added: tuple[str, ...] = ()
+    quantize: str = ""
     compiled: tuple[tuple[str, object], ...] = ()
-    quantized: str = ""
     verify: str = "off"
 
 
 FLOATS = VaccModel()
-INT8 = VaccModel(added=("annotate-int8-qdq",))
+INT8 = VaccModel(quantize='{"type": "w8a16"}')
+
+
+def _entry(text: str) -> object:
+    return json.loads(text) if text.startswith("{") else text
+
+
+def _set_quantize(tree: dict, section: dict, folder: Path, *, vocabulary: int) -> None:
+    """The section, the dtype that goes with it, and what GPTQ is calibrated on."""
+    tree["frontend"]["quantize"] = section
+    tree["backend"]["dtype"] = "fp16" if section["type"].startswith("w16") else "int8"
+    write_words(folder / "data.txt", vocabulary)
+    tree["dataset"] = {"type": "text", "path": "data.txt", "nsamples": 2, "seqlen": 40}
 
 
 class VaccBundles:
@@ -68,20 +80,17 @@ class VaccBundles:
                 "checkpoint": str(self.checkpoint(model)),
                 "shape": {"input_ids": [[model.window], [model.context]]},
                 "model_kwargs": {"tp": model.ways, "align_qkv": model.align_qkv},
-                **({"quantize": {"type": built.quantized}} if built.quantized else {}),
             },
-            "backend": {
-                "type": "vacc",
-                "dtype": "int8" if built.quantized else "fp16",
-                "compile": dict(built.compiled),
-            },
-            "dataset": {"type": "text", "path": "data.txt", "nsamples": 3, "seqlen": 40},
-            "passes": {"add": list(built.added)},
+            "backend": {"type": "vacc", "dtype": "fp16", "compile": dict(built.compiled)},
+            "passes": {"add": [_entry(text) for text in built.added]},
             "verify": built.verify,
             "workspace": {"path": str(path.parent / "workspace")},
         }
+        if built.quantize:
+            _set_quantize(
+                tree, json.loads(built.quantize), path.parent, vocabulary=model.vocabulary
+            )
         path.write_text(json.dumps(tree), encoding="utf-8")
-        write_words(path.parent / "data.txt", model.vocabulary)
         return path
 
     def config(self, path: Path, built: VaccModel = FLOATS) -> BuildConfig:

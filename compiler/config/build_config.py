@@ -119,7 +119,8 @@ class BuildConfig:
         """The part that a target sees."""
         shape = self.frontend.shape
         keys = ["backend.type", "backend.dtype", "frontend.shape.input_ids"]
-        keys += ["frontend.model_kwargs.tp", "backend.compile"]
+        keys += ["frontend.model_kwargs.tp", "backend.compile", "frontend.quantize"]
+        keys += ["frontend.quantize.calib_args.group_size"]
         keys += [f"backend.compile.{key}" for key in self.backend.compile]
         return TargetOptions(
             dtype=self.backend.dtype,
@@ -128,6 +129,7 @@ class BuildConfig:
             tensor_parallel=self.frontend.model_kwargs.tp,
             align_qkv=self.frontend.model_kwargs.align_qkv,
             compute_dtype=self.backend.compute_dtype or "",
+            quantize=None if self.frontend.quantize is None else self.frontend.quantize.asked,
             compile=self.backend.compile,
             places={key: self.place(key) for key in keys},
         )

@@ -11,7 +11,12 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from compiler.contracts.quantization import QUANTIZE_TYPES, QuantizeName, QuantizeType
+from compiler.contracts.quantization import (
+    QUANTIZE_TYPES,
+    Quantization,
+    QuantizeName,
+    QuantizeType,
+)
 from compiler.contracts.target_base import OptionValue
 
 Dtype: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
@@ -216,6 +221,17 @@ class Quantize(Section):
     def kind(self) -> QuantizeType:
         """What the type says."""
         return QUANTIZE_TYPES[self.type]
+
+    @property
+    def asked(self) -> Quantization:
+        """What a target sees of it."""
+        return Quantization(
+            self.kind,
+            bits=self.calib_args.bits,
+            group_size=self.calib_args.group_size,
+            include=self.include,
+            exclude=self.exclude,
+        )
 
     @property
     def is_calibrated(self) -> bool:

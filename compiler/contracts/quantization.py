@@ -9,6 +9,7 @@ w8a16kv8, w8a16_gptq_kv8, w8a8kv8      both
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 WeightMethod = Literal["float", "nearest", "gptq"]
@@ -51,3 +52,32 @@ QUANTIZE_TYPES: Mapping[QuantizeName, QuantizeType] = {
     "w8a16_gptq_kv8": QuantizeType("gptq", has_int8_cache=True),
     "w8a8kv8": QuantizeType("nearest", has_int8_activations=True, has_int8_cache=True),
 }
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `frontend.quantize` asks of a build, as a target sees it.
+
+    Attributes:
+        kind: What its type says.
+        bits: Of a weight's code; 4 bits are stored in int8, too.
+        group_size: Inputs that share a scale; 0: all of an output channel.
+        include: Globs of modules whose weights are codes besides the seven linears of a layer.
+        exclude: Globs of modules that stay floats.
+    """
+
+    kind: QuantizeType
+    bits: int = 8
+    group_size: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def has_codes(self, module: str) -> bool:
+        """Whether a module's weight (`model.layers.0.mlp.up_proj`) is stored in int8.
+
+        A budget (`target_loss`) may keep more of them as floats.
+        """
+        if self.kind.weights == "float":
+            return False
+        is_in = any(fnmatchcase(module, glob) for glob in (*SEVEN_LINEARS, *self.include))
+        return is_in and not any(fnmatchcase(module, glob) for glob in self.exclude)

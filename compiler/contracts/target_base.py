@@ -13,6 +13,7 @@ from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import CompilerError, TargetError
 from compiler.contracts.pass_base import Skip
 from compiler.contracts.program import Program, ProgramSet
+from compiler.contracts.quantization import Quantization
 from compiler.contracts.runner import Runner, WindowedRunner
 from compiler.contracts.weights import CheckpointRef
 
@@ -57,6 +58,7 @@ class TargetOptions:
             operators of `compiler.contracts.tensor_parallel`.
         align_qkv: Whether several ranks may hold one key and value head, where there are fewer
             heads than ranks (`frontend.model_kwargs.align_qkv`).
+        quantize: `frontend.quantize`; None where the model is of floats.
         compile: `backend.compile`, the target's own options.
         places: Option path (`backend.compile.threads`) -> `file:line:column`, for errors.
     """
@@ -67,6 +69,7 @@ class TargetOptions:
     tensor_parallel: int = 1
     align_qkv: bool = False
     compute_dtype: str = ""
+    quantize: Quantization | None = None
     compile: Mapping[str, OptionValue] = field(default_factory=dict[str, OptionValue])
     places: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -104,6 +107,9 @@ class Target(ABC):
     # What may follow the name in a comparison, besides nothing: `torch@bf16`. For a target that
     # opens programs the word after the @ is a pass, the last that has run.
     variants: ClassVar[tuple[str, ...]] = ()
+    # Keys of `backend.compile` that it takes: what compares several targets by one YAML gives each
+    # of them its own.
+    compile_options: ClassVar[tuple[str, ...]] = ()
     # Whether it lowers a rank's program, AllReduce and AllGather included, and runs several.
     has_ranks: ClassVar[bool] = False
 

@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.ir import GlobalVar
 
 from compiler.relax import AttributeValue, FusedConverter
-from targets.llvm.cache_writes import QUANTIZED_CACHE_UPDATE
+from compiler.relax.cache_writes import QUANTIZED_CACHE_UPDATE
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.kernels.attention import attention

@@ -16,8 +16,8 @@ def write_library(program: Program, library: Path, *, features: CpuFeatures, thr
         TargetError: TVM's importer lacks an operator.
     """
     tvm = import_tvm()
+    from compiler.relax.cache_writes import join_cache_writes
     from compiler.relax.collectives import collective_converters
-    from targets.llvm.cache_writes import join_cache_writes
     from targets.llvm.fused import fused_converters
     from targets.llvm.pipeline import pipeline
 

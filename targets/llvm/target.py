@@ -29,6 +29,7 @@ _STORAGE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _BESIDE_INT8 = "bf16"
 # Options of the accelerator that existing files carry; this target has no use for them.
 _FOREIGN_OPTIONS = ("data_type", "gather_data_vccl_dsp_enable")
+_OPTIONS = ("features", "threads")
 
 
 class LLVMTarget(Target):
@@ -36,6 +37,7 @@ class LLVMTarget(Target):
 
     name: ClassVar = "tvm_llvm"
     opens: ClassVar = "bundle"
+    compile_options: ClassVar = (*_OPTIONS, *_FOREIGN_OPTIONS)
     has_ranks: ClassVar = True
 
     def probe(self) -> Probe:
@@ -62,7 +64,7 @@ class LLVMTarget(Target):
             place = options.places.get(f"backend.compile.{key}")
             if key in _FOREIGN_OPTIONS:
                 continue
-            if key not in ("features", "threads"):
+            if key not in _OPTIONS:
                 found.append(
                     ConfigError(
                         f"target '{self.name}' has no compile option '{key}'",

@@ -2,6 +2,8 @@
 
 shape_to_tensor(shape_of(x))    ->  a constant: a static shape waits for no value
 cos(concat(m, m)), sin(same)    ->  each with a product m of its own, so that each is one match
+split(x, [a, b], -1)[1]         ->  strided_slice(x, -1, a, b): a part is a move, a tuple is not
+(a, b)[1]                       ->  b
 """
 
 import numpy as np
@@ -13,34 +15,46 @@ from targets.vacc.relax_types import call_of, op_name, shape_of, tensor_type
 
 
 @mutator
-class _Canonical(PyExprMutator):
+class _Static(PyExprMutator):
+    """What static shapes decide."""
+
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         visited = super().visit_call_(call)
-        match op_name(visited):
-            case "relax.shape_to_tensor":
-                return self._constant_shape(call_of(visited))
-            case "relax.cos" | "relax.sin":
-                turned = call_of(visited)
-                return relax.Call(turned.op, [self._again(turned.args[0], depth=4)])
-        return visited
-
-    def _behind(self, value: relax.Expr) -> relax.Expr | None:
-        return self.lookup_binding(value) if isinstance(value, relax.Var) else value
-
-    def _constant_shape(self, call: relax.Call) -> relax.Expr:
-        asked = self._behind(call.args[0])
+        if op_name(visited) != "relax.shape_to_tensor":
+            return visited
+        asked = _behind(self, call_of(visited).args[0])
         of = call_of(asked).args[0] if op_name(asked) == "relax.shape_of" else None
         if of is None or tensor_type(of) is None:
-            return call
+            return visited
         return relax.const(np.array(shape_of(of), np.int64), "int64")
+
+    def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
+        visited = super().visit_tuple_getitem_(op)
+        assert isinstance(visited, relax.TupleGetItem), f"{visited} takes of no tuple"
+        made = _behind(self, visited.tuple_value)
+        if isinstance(made, relax.Tuple):
+            return made.fields[visited.index]
+        return visited if op_name(made) != "relax.split" else _part(call_of(made), visited.index)
+
+
+@mutator
+class _Separate(PyExprMutator):
+    """Cosines and sines that share no product."""
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        visited = super().visit_call_(call)
+        if op_name(visited) not in ("relax.cos", "relax.sin"):
+            return visited
+        turned = call_of(visited)
+        return relax.Call(turned.op, [self._again(turned.args[0], depth=4)])
 
     def _again(self, value: relax.Expr, *, depth: int) -> relax.Expr:
         """The same computation, emitted anew as far as patterns look."""
-        made = self._behind(value)
+        made = _behind(self, value)
         if depth == 0 or op_name(made) not in ("relax.concat", "relax.multiply", "relax.astype"):
             return value
         call = call_of(made)
-        parts = self._behind(call.args[0])
+        parts = _behind(self, call.args[0])
         if not isinstance(parts, relax.Tuple):
             arguments = [self._again(call.args[0], depth=depth - 1), *call.args[1:]]
             return self.builder_.emit(relax.Call(call.op, arguments, call.attrs))
@@ -52,12 +66,27 @@ class _Canonical(PyExprMutator):
         return self.builder_.emit(joined)
 
 
-def canonical(module: tvm.IRModule) -> tvm.IRModule:
-    """`main` rewritten, constants folded, what is dead removed."""
-    rewriting = _Canonical(module)
+def _behind(rewriting: PyExprMutator, value: relax.Expr) -> relax.Expr | None:
+    return rewriting.lookup_binding(value) if isinstance(value, relax.Var) else value
+
+
+def _part(split: relax.Call, index: int) -> relax.Expr:
+    """One part of a split, whose shapes are known."""
+    axis = int(getattr(split.attrs, "axis"))  # noqa: B009 - TVM's stubs lack both
+    widths = [int(part.shape.values[axis]) for part in getattr(split.ty, "fields")]  # noqa: B009
+    start = sum(widths[:index])
+    return relax.op.strided_slice(split.args[0], [axis], [start], [start + widths[index]], [1])
+
+
+def _rewritten(module: tvm.IRModule, rewriting: PyExprMutator) -> tvm.IRModule:
     main = module.get_global_var("main")
     rewriting.builder_.update_func(main, rewriting.visit_expr(module["main"]))
-    module = rewriting.builder_.get()
-    return tvm.transform.Sequential(
-        [relax.transform.DeadCodeElimination(["main"]), relax.transform.FoldConstant()]
-    )(module)
+    return rewriting.builder_.get()
+
+
+def canonical(module: tvm.IRModule) -> tvm.IRModule:
+    """`main` rewritten, constants folded, what is computed twice once, what is dead removed."""
+    module = tvm.transform.Sequential(
+        [relax.transform.FoldConstant(), relax.transform.EliminateCommonSubexpr()]
+    )(_rewritten(module, _Static(module)))
+    return relax.transform.DeadCodeElimination(["main"])(_rewritten(module, _Separate(module)))

@@ -1,6 +1,6 @@
 """A partition -> its tile program: one run for each composite, one kernel for each shape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tvm import relax
@@ -23,6 +23,12 @@ from targets.vacc.tile_program import (
     TileProgram,
     View,
 )
+
+# What is joined in one product (`fuse-qkv`, `fuse-gate-up`), in order.
+_JOINED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -132,18 +138,20 @@ class _Writing:
         if found.collective is not None:
             self._meet(var, found, arguments[0])
             return
+        if found.kernel is None and found.written:
+            self.names[var] = given[found.written[0]]
+            return
         if found.kernel is None:
             self._view(var, arguments[0])
             return
         kind = str(composite.attrs["Composite"]).removeprefix(PREFIX)
         module = self._module(kind, found, given)
         kernel = self._kernel(found.kernel)
-        if found.written >= 0:
-            result = given[found.written]
-        else:
-            result = self._new(var, kernel.outputs[0].dtype, module)
-        self.names[var] = result
-        self.steps.append(Run(kernel.name, module, arguments, (result,)))
+        results = tuple(given[index] for index in found.written)
+        if not results:
+            results = (self._new(var, kernel.outputs[0].dtype, module),)
+        self.names[var] = results[0]
+        self.steps.append(Run(kernel.name, module, arguments, results))
 
     def _new(self, var: relax.Var, dtype: str, module: str) -> str:
         """Memory for a result."""
@@ -185,7 +193,7 @@ class _Writing:
             case "embedding":
                 return first
             case "cache_update":
-                return given[found.written]
+                return given[found.written[0]]
             case "attention":
                 return f"model.layers.{layer_of(given[1])}.self_attn"
             case "silu_mul":
@@ -195,6 +203,9 @@ class _Writing:
             case "angles":
                 assert found.kernel is not None, "angles are no view"
                 return f"model.rotary_emb.{'cos' if 'cosine' in str(found.kernel.body) else 'sin'}"
+        parent, _, last = first.rpartition(".")
+        if last in _JOINED and found.part is not None:
+            return f"{parent}.{_JOINED[last][found.part]}"
         return f"{first}.{kind}"
 
 

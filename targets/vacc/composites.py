@@ -6,12 +6,13 @@ from math import prod
 from tvm import relax
 
 from targets.vacc.device import DeviceProfile
-from targets.vacc.kernels.attention import AttentionShape, attention, cache_update
+from targets.vacc.kernels.attention import AttentionShape, attention
+from targets.vacc.kernels.cache import cache_update
 from targets.vacc.kernels.linear import LinearShape, linear
 from targets.vacc.kernels.rotary import angles, rotary
-from targets.vacc.kernels.rows import binary, rms_norm
+from targets.vacc.kernels.rows import binary, rms_norm, rounded_tokens
 from targets.vacc.lowering import UNNAMED, Composite, Lowering
-from targets.vacc.moves import move, rows
+from targets.vacc.moves import move, table_rows
 from targets.vacc.patterns import PREFIX
 from targets.vacc.relax_types import (
     TILE_DTYPES,
@@ -40,12 +41,16 @@ def _linear(composite: Composite) -> Lowering:
     product = body.find("relax.matmul")
     assert product is not None, "a linear holds a product"
     x = body.param(product.args[0])
-    through = ("relax.permute_dims", "relax.astype", "relax.dequantize")
+    through = ("relax.permute_dims", "relax.astype", "relax.dequantize", "relax.reshape")
     weight = body.param(product.args[1], *through)
     arguments = [x, weight]
     dequantized, added = body.find("relax.dequantize"), body.find("relax.add")
+    group = 0
     if dequantized is not None:
-        arguments.append(body.param(dequantized.args[1]))
+        scale = body.param(dequantized.args[1], "relax.reshape")
+        arguments.append(scale)
+        if len(composite.shape(scale)) == 2:
+            group = composite.shape(weight)[1] // composite.shape(scale)[1]
     if added is not None:
         (bias,) = (v for v in added.args if op_name(body.behind(v)) != "relax.matmul")
         arguments.append(body.param(bias))
@@ -55,6 +60,7 @@ def _linear(composite: Composite) -> Lowering:
         inputs=inputs,
         outputs=outputs,
         weight_dtype=composite.dtypes[weight],
+        group=group,
         has_bias=added is not None,
         result="f32" if composite.name == "head" else "f16",
     )
@@ -178,22 +184,38 @@ def _attention(composite: Composite) -> Lowering:
         context=context,
         scale=float(composite.facts["scale"]),
         window=int(composite.facts["window"]),
+        is_int8=composite.dtypes[1] == "i8",
     )
-    return Lowering(attention(shape, composite.profile, name=UNNAMED), (0, 1, 2, 3, 4))
+    arguments = (0, 1, 5, 2, 6, 3, 4) if shape.is_int8 else (0, 1, 2, 3, 4)
+    return Lowering(attention(shape, composite.profile, name=UNNAMED), arguments)
 
 
 def _cache_update(composite: Composite) -> Lowering:
+    """(cache, rows, past, valid), and for int8 the cache of scales behind them."""
     context, heads, width = composite.shape(0)
+    is_int8 = composite.dtypes[0] == "i8"
     kernel = cache_update(
         prod(composite.shape(1)) // (heads * width),
         heads,
         width=width,
         context=context,
         is_by_head=composite.facts["by_head"] == "1",
+        is_int8=is_int8,
         profile=composite.profile,
         name=UNNAMED,
     )
-    return Lowering(kernel, (1, 2, 3), written=0)
+    return Lowering(kernel, (1, 2, 3), written=(0, 4) if is_int8 else (0,))
+
+
+def _cache_scales(_composite: Composite) -> Lowering:
+    """(scales, codes): the scales that the update of the codes has written."""
+    return Lowering(None, (0,), written=(0,))
+
+
+def _rounded_tokens(composite: Composite) -> Lowering:
+    *rows, width = composite.shape(0)
+    kernel = rounded_tokens(prod(rows), width, profile=composite.profile, name=UNNAMED)
+    return Lowering(kernel, (0,))
 
 
 def _all_reduce(composite: Composite) -> Lowering:
@@ -213,12 +235,14 @@ _LOWERINGS: Mapping[str, Callable[[Composite], Lowering]] = {
     "angles": _angles,
     "silu_mul": _silu_mul,
     "add": _add,
-    "embedding": rows,
+    "embedding": table_rows,
     "move": move,
     "attention": _attention,
     "cache_update": _cache_update,
     "all_reduce": _all_reduce,
     "all_gather": _all_gather,
+    "cache_scales": _cache_scales,
+    "rounded_tokens": _rounded_tokens,
 }
 
 

@@ -12,8 +12,6 @@ from targets.vacc.device import DTYPES, PROFILE_KEYS, DeviceProfile
 RECORDED_OPTIONS = ("data_type", "gather_data_vccl_dsp_enable")
 OPTIONS = ("profile", "strict", "driver", *PROFILE_KEYS)
 _GB = 1e9
-_WEIGHT_BYTES = {"fp16": 2, "int8": 1}
-_CACHE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def model_errors(
     options: TargetOptions, config: Mapping[str, object], profile: DeviceProfile
 ) -> list[CompilerError]:
     """What the model and the lengths break; that ranks divide it is asked of every target."""
-    errors = _dtype_errors(options, profile)
+    errors = [*_dtype_errors(options, profile), *_group_errors(options, profile.matrix_tile)]
     sizes = Sizes.of(config)
     if sizes is None:
         # Whoever reads the checkpoint says what its config.json lacks.
@@ -111,6 +109,19 @@ def _dtype_errors(options: TargetOptions, profile: DeviceProfile) -> list[Compil
             )
         )
     return errors
+
+
+def _group_errors(options: TargetOptions, tile: int) -> list[CompilerError]:
+    group = 0 if options.quantize is None else options.quantize.group_size
+    if group % tile == 0:
+        return []
+    return [
+        ConfigError(
+            f"group_size is {group}, the device asks for a multiple of {tile}",
+            where=options.places.get("frontend.quantize.calib_args.group_size"),
+            hint=f"write `group_size: {tile}` or a multiple of it, or leave it out",
+        )
+    ]
 
 
 def _multiple_errors(options: TargetOptions, sizes: Sizes, tile: int) -> list[CompilerError]:
@@ -161,20 +172,56 @@ def _memory_errors(
 def memory_bytes(options: TargetOptions, sizes: Sizes, tile: int) -> dict[str, int]:
     """What one die holds: weights, cache, workspace.
 
-    The workspace is that of a window: the largest values that live together, in float16.
+    Matrices are float16, or int8 with a float32 scale for each output or group; vectors float32.
+    The cache is float16, or int8 with a float32 scale for each head of a token. The workspace is
+    that of a window: the largest values that live together, in float16.
     """
     ranks = options.tensor_parallel
     kv_heads = sizes.kv_heads * kv_repeats(sizes.kv_heads, ranks) // ranks
     q_width, kv_width = sizes.heads // ranks * sizes.head_dim, kv_heads * sizes.head_dim
     inner = sizes.intermediate // ranks
-    linears = sizes.hidden * (2 * q_width + 2 * kv_width + 3 * inner)
     vocabulary = -(-sizes.vocabulary // (tile * ranks)) * tile
-    # The head of several ranks is a share of its own, beside a whole embedding.
-    is_one_table = sizes.is_tied and ranks == 1
-    tables = sizes.hidden * (vocabulary + (0 if is_one_table else sizes.vocabulary))
     vectors = (q_width + 2 * kv_width + 2 * sizes.hidden) * sizes.layers + sizes.hidden
-    weights = linears * sizes.layers * _WEIGHT_BYTES[options.dtype] + tables * 2 + vectors * 4
-    cache = 2 * sizes.layers * options.context * kv_width * _CACHE_BYTES
+    has_int8_cache = options.quantize is not None and options.quantize.kind.has_int8_cache
+    per_token = kv_width + 4 * kv_heads if has_int8_cache else 2 * kv_width
     widths = 3 * sizes.hidden + 2 * q_width + 2 * kv_width + 3 * inner
-    workspace = options.window * widths * 2 + vocabulary * 4 * 2
-    return {"weights": weights, "cache": cache, "workspace": workspace}
+    matrices = _layer_matrices(sizes, q_width=q_width, kv_width=kv_width, inner=inner)
+    matrices["lm_head"] = (sizes.hidden, vocabulary)
+    # The head of several ranks is a share of its own, beside a whole embedding.
+    if ranks > 1 or not sizes.is_tied:
+        matrices["model.embed_tokens"] = (sizes.hidden, sizes.vocabulary)
+    weights = sum(_matrix_bytes(options, module, shape) for module, shape in matrices.items())
+    return {
+        "weights": weights + vectors * 4,
+        "cache": 2 * sizes.layers * options.context * per_token,
+        "workspace": options.window * widths * 2 + vocabulary * 4 * 2,
+    }
+
+
+def _layer_matrices(
+    sizes: Sizes, *, q_width: int, kv_width: int, inner: int
+) -> dict[str, tuple[int, int]]:
+    """Module -> inputs and outputs that one rank holds, of every layer."""
+    hidden = sizes.hidden
+    shapes = {
+        "self_attn.q_proj": (hidden, q_width),
+        "self_attn.k_proj": (hidden, kv_width),
+        "self_attn.v_proj": (hidden, kv_width),
+        "self_attn.o_proj": (q_width, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+    return {
+        f"model.layers.{layer}.{name}": shape
+        for layer in range(sizes.layers)
+        for name, shape in shapes.items()
+    }
+
+
+def _matrix_bytes(options: TargetOptions, module: str, shape: tuple[int, int]) -> int:
+    asked, (inputs, outputs) = options.quantize, shape
+    if asked is None or not asked.has_codes(module):
+        return 2 * inputs * outputs
+    groups = -(-inputs // asked.group_size) if asked.group_size else 1
+    return (inputs + 4 * groups) * outputs

@@ -35,6 +35,7 @@ COMPOSITES = (
     "angles",
     "add",
     "move",
+    "rounded_tokens",
 )
 _LISTS: Mapping[str, Sequence[str]] = {"dtypes": DTYPES, "composites": COMPOSITES}
 

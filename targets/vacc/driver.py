@@ -25,8 +25,8 @@ GROUP = "graphlower.vacc_drivers"
 VARIABLE = "GRAPHLOWER_VACC_DRIVER"
 EMULATOR = "emulator"
 
-# (module, composite, what the run left in memory) -> what to go on with instead, or None
-Watch: TypeAlias = Callable[[str, str, np.ndarray], np.ndarray | None]
+# (module, composite, the results that the run left) -> what to go on with instead, or None
+Watch: TypeAlias = Callable[[str, str, Sequence[np.ndarray]], Sequence[np.ndarray] | None]
 
 
 class LoadedPartition(ABC):

@@ -154,7 +154,7 @@ class EmulatedPartition(LoadedPartition):
                 if isinstance(step, Meet):
                     meet_ranks(step, memory, self._collectives)
                     if watch is not None:
-                        _show(step.module, step.collective, memory[step.result], watch)
+                        _show(step.module, step.collective, [memory[step.result]], watch)
                     continue
                 self.execute(step, memory)
                 if watch is not None:
@@ -230,15 +230,18 @@ class EmulatedPartition(LoadedPartition):
 
     def _show(self, run: Run, memory: Mapping[str, np.ndarray], watch: Watch) -> None:
         kernel = self._kernels[run.kernel]
-        for tensor, name in zip(kernel.outputs, run.results, strict=True):
-            _show(run.module, kernel.composite, memory[name].reshape(tensor.shape), watch)
+        results = [
+            memory[name].reshape(tensor.shape)
+            for tensor, name in zip(kernel.outputs, run.results, strict=True)
+        ]
+        _show(run.module, kernel.composite, results, watch)
 
 
-def _show(module: str, composite: str, values: np.ndarray, watch: Watch) -> None:
-    """Let `watch` see a result, a view of memory, and put in place what it gives."""
-    given = watch(module, composite, values)
-    if given is not None:
-        values[...] = given
+def _show(module: str, composite: str, results: Sequence[np.ndarray], watch: Watch) -> None:
+    """Let `watch` see results, views of memory, and put in place what it gives."""
+    given = watch(module, composite, results)
+    for values, instead in zip(results, given or (), strict=given is not None):
+        values[...] = instead
 
 
 def _numbers(

@@ -40,9 +40,8 @@ def write_phase(
     import_tvm()
     from targets.vacc.cost_model import call_lengths, estimate
     from targets.vacc.coverage import coverage
-    from targets.vacc.fused import has_device_cache
     from targets.vacc.host import write_library
-    from targets.vacc.partition import partition
+    from targets.vacc.partition import cache_dtypes, partition
     from targets.vacc.tile_text import tile_text
 
     parts = partition(program, profile)
@@ -73,7 +72,7 @@ def write_phase(
     return {
         "library": LIBRARY,
         "driver": driver.name,
-        "cache_dtype": "float16" if has_device_cache(profile) else "float32",
+        "caches": cache_dtypes(program, profile),
         "partitions": [
             {
                 "name": part.program.name,

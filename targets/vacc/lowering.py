@@ -18,14 +18,17 @@ class Lowering:
     Attributes:
         kernel: None for a view, which is no work, and where ranks meet.
         arguments: Parameters of the composite, in the kernel's order.
-        written: The parameter that is written in place; -1 for none.
+        written: The parameters that are written in place, as the kernel's results; without a kernel
+            the one that another composite has written.
+        part: Of a part of each row: 0 for the first, -1 for the last, 1 for one between.
         collective: What ranks do there; None elsewhere.
         ways: How many they are.
     """
 
     kernel: Kernel | None
     arguments: tuple[int, ...]
-    written: int = -1
+    written: tuple[int, ...] = ()
+    part: int | None = None
     collective: Collective | None = None
     ways: int = 1
 

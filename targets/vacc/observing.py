@@ -5,9 +5,11 @@ queries and keys and the gated activation are runs of their own, so every tap is
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.contracts.int8_scales import quantized_rows
 from compiler.contracts.taps import Observer, Tap
 
 _LAYER_TAPS = {
@@ -59,20 +61,28 @@ class TapWatch:
         self._observer, self._has_ranks = observer, has_ranks
         self._tokens, self._past, self._valid = tokens, past, valid
 
-    def __call__(self, module: str, composite: str, values: np.ndarray) -> np.ndarray | None:
-        """As a driver asks."""
+    def __call__(
+        self, module: str, composite: str, results: Sequence[np.ndarray]
+    ) -> Sequence[np.ndarray] | None:
+        """As a driver asks: the second result of an int8 cache's update is the codes' scales."""
         tap = tap_of(module)
         if tap is None or tap.point not in self._observer.points:
             return None
         if self._has_ranks and tap.point in _SUMMED and composite != "all_reduce":
             return None
-        rows = self._rows(composite, values)
-        given = self._observer.see(tap, rows.reshape(len(rows), -1).astype(np.float32))
+        rows, *scales = (self._rows(composite, values) for values in results)
+        wide = rows.astype(np.float32)
+        for steps in scales:
+            wide *= steps
+        given = self._observer.see(tap, wide.reshape(len(rows), -1))
         if given is None:
             return None
+        shaped = given.reshape(rows.shape)
+        stored = quantized_rows(shaped) if scales else (shaped,)
         # The values are the device's memory: rows are a view of them, wherever they lie.
-        changed = values.copy()
-        self._rows(composite, changed)[...] = given.reshape(rows.shape)
+        changed = [values.copy() for values in results]
+        for values, instead in zip(changed, stored, strict=True):
+            self._rows(composite, values)[...] = instead
         return changed
 
     def see_logits(self, logits: np.ndarray) -> None:

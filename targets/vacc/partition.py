@@ -18,6 +18,7 @@ from tvm.relax.transform import FusionPattern
 
 from compiler.contracts.program import Program
 from compiler.relax import relax_from_program
+from compiler.relax.cache_writes import join_cache_writes
 from targets.vacc.canonical import canonical
 from targets.vacc.codegen import Generated, Given, generate
 from targets.vacc.device import DeviceProfile
@@ -89,14 +90,29 @@ def partition(program: Program, profile: DeviceProfile) -> Partitioned:
 
 
 def _with_device_cache(program: Program, profile: DeviceProfile) -> Program:
-    """Caches are float16 where the device keeps them."""
+    """Caches as the device keeps them, and each update of an int8 one as one node."""
     if not has_device_cache(profile):
         return program
-    program = program.copy()
+    program = join_cache_writes(program.copy())
+    stored = cache_dtypes(program, profile)
     for tensor in (*program.graph.inputs, *program.graph.outputs):
-        if tensor.name in program.aliases or tensor.name in program.aliases.values():
-            tensor.dtype = np.dtype(np.float16)
+        name = program.aliases.get(tensor.name, tensor.name)
+        if name in stored:
+            tensor.dtype = np.dtype(stored[name])
     return program
+
+
+def cache_dtypes(program: Program, profile: DeviceProfile) -> dict[str, str]:
+    """Cache -> what it is stored in: floats in float16 on the device, but for int8's scales."""
+    given = {spec.name: spec.dtype for spec in program.inputs()}
+    found = {name: given[name] for name in program.aliases.values()}
+    if not has_device_cache(profile):
+        return found
+    scales = {f"{name}_scale" for name, dtype in found.items() if dtype == "int8"}
+    return {
+        name: "float16" if dtype == "float32" and name not in scales else dtype
+        for name, dtype in found.items()
+    }
 
 
 def _calls(

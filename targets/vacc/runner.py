@@ -149,12 +149,16 @@ class VaccRunner(WindowedRunner):
         """As the caches hold them."""
         assert 0 <= start <= stop <= self.context, f"rows [{start}, {stop}) of {self.context}"
         keys, values = (
-            self._caches[f"past_key_values.{layer}.{kind}"][start:stop]
-            .reshape(stop - start, -1)
-            .astype(np.float32)
+            self._cached(f"past_key_values.{layer}.{kind}", start, stop)
             for kind in ("key", "value")
         )
         return keys, values
+
+    def _cached(self, name: str, start: int, stop: int) -> np.ndarray:
+        rows = self._caches[name][start:stop].astype(np.float32)
+        scales = self._caches.get(f"{name}_scale")
+        wide = rows if scales is None else rows * scales[start:stop]
+        return wide.reshape(stop - start, -1)
 
     def _run(self, phase: Phase, arguments: "list[tvm_ffi.Tensor]") -> "Sequence[tvm_ffi.Tensor]":
         self._raised = None
@@ -231,9 +235,10 @@ def _part(folder: Path, facts: Mapping[str, object], driver: VaccDriver) -> _Par
 
 
 def _new_caches(entry: ModuleEntry) -> dict[str, np.ndarray]:
-    dtype = np.dtype(str(entry.target["cache_dtype"]))
+    dtypes = entry.target["caches"]
+    assert isinstance(dtypes, dict), "the manifest's caches have names"
     return {
-        spec.name: aligned_copy(np.zeros([int(axis) for axis in spec.shape], dtype))
+        spec.name: aligned_copy(np.zeros([int(axis) for axis in spec.shape], dtypes[spec.name]))
         for spec in entry.inputs
-        if spec.name in entry.aliases.values()
+        if spec.name in dtypes
     }

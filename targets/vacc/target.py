@@ -21,7 +21,7 @@ from compiler.contracts.target_base import (
 )
 from compiler.contracts.weights import CheckpointRef
 from compiler.relax.link import find_linker
-from targets.vacc.constraints import RECORDED_OPTIONS, model_errors, option_errors
+from targets.vacc.constraints import OPTIONS, RECORDED_OPTIONS, model_errors, option_errors
 from targets.vacc.device import DeviceProfile, profile_names, read_profile
 from targets.vacc.driver import load_driver, probed
 
@@ -32,6 +32,7 @@ class VaccTarget(Target):
     name: ClassVar = "tvm_vacc"
     opens: ClassVar = "bundle"
     has_ranks: ClassVar = True
+    compile_options: ClassVar = (*OPTIONS, *RECORDED_OPTIONS)
 
     def probe(self) -> Probe:
         """TVM, a linker for the host's part, the drivers, and the profiles."""

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from compiler.contracts.int8_scales import quantized_rows
+
 Shape: TypeAlias = tuple[int, ...]
 Attributes: TypeAlias = Mapping[str, float]
 
@@ -48,6 +50,20 @@ def _dot(inputs: Sequence[np.ndarray], _attributes: Attributes) -> tuple[np.ndar
     # One row: BLAS reads a matrix by rows several times faster than a transposed one.
     product = (w @ x[0])[None] if len(x) == 1 else x @ w.T
     return (before[0] + product if before else product,)
+
+
+def _scale_groups(inputs: Sequence[np.ndarray], _attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """codes[.., k] times scales[.., g] (or [rows], for g of 1): k / g entries share a scale."""
+    codes, scales = inputs
+    rows = codes.reshape(-1, codes.shape[-1])
+    groups = rows.reshape(len(rows), scales.size // len(rows), -1)
+    return ((groups * scales.reshape(*groups.shape[:2], 1)).reshape(codes.shape),)
+
+
+def _round_rows(inputs: Sequence[np.ndarray], _attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """x[.., k] -> codes from -127 to 127 and scales [.., 1], as `quantized_rows` has them."""
+    codes, scales = quantized_rows(inputs[0])
+    return codes.astype(np.float32), scales
 
 
 def _rms_norm(inputs: Sequence[np.ndarray], attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -142,6 +158,10 @@ def _dot_work(shapes: Sequence[Shape]) -> Work:
     return Work(rows * inner * columns)
 
 
+def _row_scales(shapes: Sequence[Shape], _attributes: Attributes) -> tuple[Shape, ...]:
+    return shapes[0], (*shapes[0][:-1], 1)
+
+
 def _angle_shape(shapes: Sequence[Shape], _attributes: Attributes) -> tuple[Shape, ...]:
     return ((prod(shapes[0]), 2 * prod(shapes[1])),)
 
@@ -177,6 +197,8 @@ TILE_OPS: Mapping[str, TileOp] = {
     "add": _binary(np.add),
     "add_row": _binary(np.add),
     "scale_columns": _binary(np.multiply),
+    "scale_groups": TileOp(_scale_groups, _like_first, _per_entry(1)),
+    "round_rows": TileOp(_round_rows, _row_scales, _per_entry(3)),
     "rms_norm": TileOp(_rms_norm, _like_first, _per_entry(4)),
     "silu_mul": TileOp(_silu_mul, _like_first, _per_entry(5)),
     "rotate": TileOp(_rotate, _like_first, _per_entry(3)),

@@ -109,7 +109,21 @@ def test_every_key(load: Load):
         "tokens": 100,
         "max_perplexity_increase": 0.01,
     }
-    assert config.target_options().compute_dtype == "bf16"
+    options = config.target_options()
+    assert options.compute_dtype == "bf16"
+    asked = options.quantize
+    assert asked is not None
+    assert (asked.kind, asked.bits, asked.group_size) == (quantize.kind, 4, 32)
+    modules = ("model.layers.1.mlp.up_proj", "model.layers.0.mlp.up_proj", "lm_head", "model.norm")
+    assert [asked.has_codes(module) for module in modules] == [True, False, True, False]
+    assert options.places["frontend.quantize.calib_args.group_size"].startswith("model.yaml:6:")
+
+
+def test_a_target_sees_a_cache_and_floats(load: Load):
+    asked = load("{type: w16kv8}", dtype="fp16").target_options().quantize
+    assert asked is not None
+    assert asked.kind.has_int8_cache
+    assert not asked.has_codes("model.layers.0.mlp.up_proj")
 
 
 def test_no_absolute_path_of_a_text_is_resolved(load: Load):

@@ -227,9 +227,13 @@ class TargetOpener:
         return ProgramSet({phase: one.copy() for phase, one in self._traced.programs.items()})
 
     def _built_by(self, target: Target) -> BuildConfig:
-        """The configuration with this target for its backend."""
-        backend = self.config.backend.model_copy(update={"type": target.name})
-        return replace(self.config, backend=backend)
+        """The configuration with this target for its backend, and of its options its own."""
+        backend = self.config.backend
+        if target.name == backend.type:
+            return self.config
+        own = {k: v for k, v in backend.compile.items() if k in target.compile_options}
+        changed = {"type": target.name, "compile": own}
+        return replace(self.config, backend=backend.model_copy(update=changed))
 
     def _bundle(self, target: Target) -> Path:
         """The user's bundle where it is the one of this configuration; else one of our own."""

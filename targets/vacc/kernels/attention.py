@@ -16,7 +16,18 @@ _MOST_COLUMNS = 1024
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """One layer's attention; `window` 0 sees everything before."""
+    """One layer's attention.
+
+    Attributes:
+        heads: Of the queries.
+        kv_heads: Of keys and values.
+        tokens: Queries of a head.
+        width: Of a head.
+        context: Positions that the caches hold.
+        scale: Of the scores.
+        window: Positions that a query sees, itself included; 0: all before it.
+        is_int8: Whether caches hold int8 codes, and a scale for each head of a token.
+    """
 
     heads: int
     kv_heads: int
@@ -25,6 +36,7 @@ class AttentionShape:
     context: int
     scale: float
     window: int
+    is_int8: bool = False
 
 
 def attention(shape: AttentionShape, profile: DeviceProfile, *, name: str) -> Kernel:
@@ -38,69 +50,80 @@ def attention(shape: AttentionShape, profile: DeviceProfile, *, name: str) -> Ke
         available=profile.tile_bytes // 2,
         multiple=1,
     )
+    # Of keys and of values: float16, or a code, a scale, and what they are widened to.
+    per_column = 2 * (width * 5 + 4 if shape.is_int8 else width * 2)
     columns = fitting(
         min(shape.context, _MOST_COLUMNS),
-        bytes_each=width * 4 + group * rows * 4,
+        bytes_each=per_column + group * rows * 4,
         available=profile.tile_bytes - rows * per_row,
         multiple=profile.matrix_tile,
     )
-    cache = f"f16[{shape.context},{shape.kv_heads},{width}]"
+    caches = [_Cache("keys", "k", shape), _Cache("values", "v", shape)]
     flat = shape.heads * width
-    return parse_kernel(
-        f"""
-kernel {name} attention (f16[{shape.heads},{shape.tokens},{width}] q, {cache} keys, \
-{cache} values, i64[1] past_length, i64[1] valid_length) -> (f16[{shape.tokens},{flat}] y)
-  buffer f16[{group},{rows},{width}] qs
-  buffer f16[{columns},1,{width}] ks
-  buffer f16[{columns},1,{width}] vs
-  buffer f32[{group},{rows},{columns}] scored
-  buffer f32[{group},{rows},{width}] sums
-  buffer f32[{group},{rows}] maxima
-  buffer f32[{group},{rows}] totals
-  buffer f32[{rows},{group * width}] ys
-  scalar past = past_length
-  scalar valid = valid_length
-  for h in 0:{shape.kv_heads} step 1
-    for m in 0:valid step {rows}
-      load qs = q[{group}*h:+{group}, m:+m.n, 0:+{width}]
-      begin sums, maxima, totals = qs
-      for c in 0:past+m+m.n step {columns}
-        load ks = keys[c:+c.n, h:+1, 0:+{width}]
-        load vs = values[c:+c.n, h:+1, 0:+{width}]
-        scores scored = qs, ks scale={shape.scale!r} row=past+m column=c window={shape.window}
-        attend sums, maxima, totals = sums, maxima, totals, scored, vs
-      finish ys = sums, totals
-      store y[m:+m.n, {group * width}*h:+{group * width}] = ys
-"""
-    )
+    lines = [
+        f"kernel {name} attention (f16[{shape.heads},{shape.tokens},{width}] q, "
+        f"{', '.join(text for cache in caches for text in cache.arguments)}, "
+        f"i64[1] past_length, i64[1] valid_length) -> (f16[{shape.tokens},{flat}] y)",
+        f"  buffer f16[{group},{rows},{width}] qs",
+        *(f"  buffer {text}" for cache in caches for text in cache.buffers(columns)),
+        f"  buffer f32[{group},{rows},{columns}] scored",
+        f"  buffer f32[{group},{rows},{width}] sums",
+        f"  buffer f32[{group},{rows}] maxima",
+        f"  buffer f32[{group},{rows}] totals",
+        f"  buffer f32[{rows},{group * width}] ys",
+        "  scalar past = past_length",
+        "  scalar valid = valid_length",
+        f"  for h in 0:{shape.kv_heads} step 1",
+        f"    for m in 0:valid step {rows}",
+        f"      load qs = q[{group}*h:+{group}, m:+m.n, 0:+{width}]",
+        "      begin sums, maxima, totals = qs",
+        f"      for c in 0:past+m+m.n step {columns}",
+        *(f"        {line}" for cache in caches for line in cache.loads),
+        f"        scores scored = qs, {caches[0].rows} scale={shape.scale!r} row=past+m column=c "
+        f"window={shape.window}",
+        f"        attend sums, maxima, totals = sums, maxima, totals, scored, {caches[1].rows}",
+        "      finish ys = sums, totals",
+        f"      store y[m:+m.n, {group * width}*h:+{group * width}] = ys",
+    ]
+    return parse_kernel("\n".join(lines))
 
 
-def cache_update(
-    tokens: int,
-    heads: int,
-    *,
-    width: int,
-    context: int,
-    is_by_head: bool,
-    profile: DeviceProfile,
-    name: str,
-) -> Kernel:
-    """The valid rows of [tokens, heads, width], or [heads, tokens, width], at past_length."""
-    is_by_head = is_by_head and tokens > 1
-    shape = f"{heads},{tokens},{width}" if is_by_head else f"{tokens},{heads},{width}"
-    group = 1 if is_by_head else heads
-    count = fitting(tokens, bytes_each=group * width * 2, available=profile.tile_bytes, multiple=1)
-    region = "h:+h.n, t:+t.n" if is_by_head else "t:+t.n, h:+h.n"
-    return parse_kernel(
-        f"""
-kernel {name} cache_update (f16[{shape}] rows, i64[1] past_length, i64[1] valid_length) \
--> (f16[{context},{heads},{width}] cache)
-  buffer f16[{count},{group},{width}] xs
-  scalar past = past_length
-  scalar valid = valid_length
-  for t in 0:valid step {count}
-    for h in 0:{heads} step {group}
-      load xs = rows[{region}, 0:+{width}]
-      store cache[past+t:+t.n, h:+h.n, 0:+{width}] = xs
-"""
-    )
+@dataclass(frozen=True)
+class _Cache:
+    """One of the two caches: its argument, and the buffers that rows of it are read into."""
+
+    name: str
+    letter: str
+    shape: AttentionShape
+
+    @property
+    def arguments(self) -> list[str]:
+        positions = f"{self.shape.context},{self.shape.kv_heads}"
+        if not self.shape.is_int8:
+            return [f"f16[{positions},{self.shape.width}] {self.name}"]
+        codes = f"i8[{positions},{self.shape.width}] {self.name}"
+        return [codes, f"f32[{positions},1] {self.name}_scale"]
+
+    @property
+    def rows(self) -> str:
+        """The buffer that computes read."""
+        return f"{self.letter}w" if self.shape.is_int8 else f"{self.letter}s"
+
+    def buffers(self, columns: int) -> list[str]:
+        of, width = self.letter, self.shape.width
+        if not self.shape.is_int8:
+            return [f"f16[{columns},1,{width}] {of}s"]
+        return [
+            f"i8[{columns},1,{width}] {of}s",
+            f"f32[{columns},1,1] {of}t",
+            f"f32[{columns},1,{width}] {of}w",
+        ]
+
+    @property
+    def loads(self) -> list[str]:
+        of, width = self.letter, self.shape.width
+        load = f"load {of}s = {self.name}[c:+c.n, h:+1, 0:+{width}]"
+        if not self.shape.is_int8:
+            return [load]
+        scales = f"load {of}t = {self.name}_scale[c:+c.n, h:+1, 0:+1]"
+        return [load, scales, f"scale_groups {of}w = {of}s, {of}t"]

@@ -33,6 +33,30 @@ kernel {name} {composite} ({dtype}[{rows},{width}] table, i64[{count}] indices) 
     )
 
 
+def scaled_rows(
+    rows: int, count: int, *, width: int, groups: int, profile: DeviceProfile, name: str
+) -> Kernel:
+    """`count` rows of int8 codes [rows, width], by indices, each of its groups times its scale."""
+    each = width * 5 + groups * 4 + 8
+    part = fitting(count, bytes_each=each, available=profile.tile_bytes, multiple=1)
+    return parse_kernel(
+        f"""
+kernel {name} embedding (i8[{rows},{width}] table, f32[{rows},{groups}] scale, \
+i64[{count}] indices) -> (f16[{count},{width}] y)
+  buffer i64[{part}] ids
+  buffer i8[{part},{width}] xs
+  buffer f32[{part},{groups}] ss
+  buffer f32[{part},{width}] ys
+  for m in 0:{count} step {part}
+    load ids = indices[m:+m.n]
+    load xs = table[0:+{rows}, 0:+{width}] rows ids
+    load ss = scale[0:+{rows}, 0:+{groups}] rows ids
+    scale_groups ys = xs, ss
+    store y[m:+m.n, 0:+{width}] = ys
+"""
+    )
+
+
 def columns(
     rows: int,
     width: int,

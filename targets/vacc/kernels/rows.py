@@ -1,4 +1,4 @@
-"""Kernels that take rows as they come: RMS norm, the gated activation, the residual's sum."""
+"""Kernels that take rows as they come: RMS norm, the gated activation, sums, rounding to int8."""
 
 from targets.vacc.device import DeviceProfile
 from targets.vacc.kernels.tile_sizes import fitting
@@ -39,6 +39,25 @@ kernel {name} {composite} (f16[{rows},{width}] a, f16[{rows},{width}] b) -> (f16
     load xa = a[m:+m.n, 0:+{width}]
     load xb = b[m:+m.n, 0:+{width}]
     {op} ys = xa, xb
+    store y[m:+m.n, 0:+{width}] = ys
+"""
+    )
+
+
+def rounded_tokens(rows: int, width: int, *, profile: DeviceProfile, name: str) -> Kernel:
+    """Each row rounded to int8 codes by its own scale, and widened again."""
+    count = _rows(rows, width * 7 + 4, profile)
+    return parse_kernel(
+        f"""
+kernel {name} rounded_tokens (f16[{rows},{width}] x) -> (f16[{rows},{width}] y)
+  buffer f16[{count},{width}] xs
+  buffer i8[{count},{width}] qs
+  buffer f32[{count},1] ss
+  buffer f32[{count},{width}] ys
+  for m in 0:{rows} step {count}
+    load xs = x[m:+m.n, 0:+{width}]
+    round_rows qs, ss = xs
+    scale_groups ys = qs, ss
     store y[m:+m.n, 0:+{width}] = ys
 """
     )

@@ -19,13 +19,13 @@ from tvm.ir import GlobalVar
 
 from compiler.contracts.program import Phase, Program
 from compiler.relax import relax_from_program
+from compiler.relax.cache_writes import join_cache_writes
 from passes.eliminate_dead import EliminateDead
 from passes.fold_constants import FoldConstants
 from passes.fold_mask import FoldMask
 from passes.fuse_attention import FuseAttention
 from passes.plan_kv_cache import PlanKVCache
 from passes.store_kv_cache import CacheDtype, StoreKVCache
-from targets.llvm.cache_writes import join_cache_writes
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import dtype_of, static_shape

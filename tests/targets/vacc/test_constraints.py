@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from compiler.contracts.quantization import QUANTIZE_TYPES, Quantization
 from compiler.contracts.target_base import OptionValue, TargetOptions
 from targets.vacc.constraints import Sizes, memory_bytes
 from targets.vacc.target import VaccTarget
@@ -27,6 +28,7 @@ def said(
     is_aligned: bool = False,
     context: int = 2048,
     compute: str = "",
+    quantize: Quantization | None = None,
     compiled: dict[str, OptionValue] | None = None,
 ) -> list[str]:
     options = TargetOptions(
@@ -36,6 +38,7 @@ def said(
         tensor_parallel=ranks,
         align_qkv=is_aligned,
         compute_dtype=compute,
+        quantize=quantize,
         compile=compiled or {},
     )
     return [
@@ -114,6 +117,49 @@ def test_memory_counts_weights_once_and_the_cache_of_the_context() -> None:
     two = replace(sizes, kv_heads=2)
     aligned = replace(options, tensor_parallel=4, align_qkv=True)
     assert memory_bytes(aligned, two, 16)["cache"] == 2 * 24 * 2048 * 64 * 2
+
+
+LINEARS = 4 * 1024 * 1024 + 3 * 1024 * 2816
+OUTPUTS = 5 * 1024 + 2 * 2816
+VECTORS = 4 * ((3 * 1024 + 2 * 1024) * 24 + 1024)
+TABLE = 151936 * 1024
+
+
+@pytest.mark.parametrize(
+    ("quantize", "weights"),
+    [
+        (Quantization(QUANTIZE_TYPES["w8a16"]), 24 * (LINEARS + 4 * OUTPUTS) + 2 * TABLE),
+        (
+            Quantization(QUANTIZE_TYPES["w8a16_gptq"], bits=4, group_size=64),
+            24 * (LINEARS + 4 * LINEARS // 64) + 2 * TABLE,
+        ),
+        (
+            Quantization(QUANTIZE_TYPES["w8a16"], include=("lm_head",)),
+            24 * (LINEARS + 4 * OUTPUTS) + TABLE + 4 * 151936,
+        ),
+        (
+            Quantization(QUANTIZE_TYPES["w8a16"], exclude=("*.down_proj",)),
+            24 * (LINEARS + 2816 * 1024 + 4 * (OUTPUTS - 1024)) + 2 * TABLE,
+        ),
+        (Quantization(QUANTIZE_TYPES["w16kv8"]), 2 * (24 * LINEARS + TABLE)),
+    ],
+)
+def test_memory_counts_codes_and_their_scales(quantize: Quantization, weights: int) -> None:
+    sizes = Sizes.of(QWEN)
+    assert sizes is not None
+    options = TargetOptions(dtype="int8", window=1024, context=2048, quantize=quantize)
+    found = memory_bytes(options, sizes, 16)
+    assert found["weights"] == weights + VECTORS
+    has_codes = quantize.kind.has_int8_cache
+    assert found["cache"] == 2 * 24 * 2048 * (1024 + 4 * 16 if has_codes else 2 * 1024)
+
+
+def test_groups_are_whole_tiles() -> None:
+    asked = Quantization(QUANTIZE_TYPES["w8a16"], group_size=24)
+    assert said(dtype="int8", quantize=asked) == [
+        "group_size is 24, the device asks for a multiple of 16"
+    ]
+    assert said(dtype="int8", quantize=Quantization(asked.kind, group_size=32)) == []
 
 
 def test_int8_computes_in_fp16() -> None:

@@ -1,5 +1,7 @@
 """What a tile program may not do, and what a driver shows of one that may."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from tile_runs import PROFILE, program_of, random_arrays, run_kernel, run_text
@@ -7,7 +9,7 @@ from tile_runs import PROFILE, program_of, random_arrays, run_kernel, run_text
 from compiler.contracts.errors import ConfigError, TargetError
 from targets.vacc.emulator import EmulatedPartition, Emulator
 from targets.vacc.faults import Fault, FaultyPartition, emulator, read_faults
-from targets.vacc.kernels.attention import cache_update
+from targets.vacc.kernels.cache import cache_update
 from targets.vacc.kernels.rows import binary
 from targets.vacc.tile_text import tile_text
 
@@ -49,10 +51,11 @@ def test_a_run_is_shown_and_its_result_replaced() -> None:
     part = Emulator().load(Emulator().compile(TEXT), where="here")
     seen: list[tuple[str, str]] = []
 
-    def watch(module: str, composite: str, values: np.ndarray) -> np.ndarray:
+    def watch(module: str, composite: str, results: Sequence[np.ndarray]) -> list[np.ndarray]:
         seen.append((module, composite))
+        (values,) = results
         np.testing.assert_array_equal(values, TOTAL)
-        return np.ones_like(values)
+        return [np.ones_like(values)]
 
     (found,) = part.call([ARRAYS["a"], ARRAYS["b"]], watch)
     assert seen == [("module", "add")]

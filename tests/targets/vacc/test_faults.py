@@ -1,12 +1,15 @@
 """A fault of the device is named by compare: the module's tap, in its layer."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from built_bundles import in_this_process
 from vacc_bundles import TINY, VaccBundles, VaccModel
 
 from compiler.contracts.comparison import Report
+from compiler.contracts.progress import Progress
+from compiler.workflows.bisect import bisect_passes
 from compiler.workflows.compare import compare
 from compiler.workflows.comparing.inputs import InputOptions
 from compiler.workflows.comparing.request import CompareRequest
@@ -16,8 +19,15 @@ from targets.vacc.driver import VARIABLE
 pytestmark = pytest.mark.slow
 
 PROMPT = " ".join(f"t{7 * index % 50}" for index in range(21))
+BUILT = VaccModel(replace(TINY, layers=3, name="three"))
 # The fault, and the layer and tap that compare must name.
 CASES = (
+    ("saturate@model.layers.2.mlp.act", 2, "act"),
+    ("saturate@lm_head", None, "logits"),
+    ("missing@model.layers.1.self_attn", 1, "attn"),
+    ("missing@model.layers.2.post_attention_layernorm", 2, "norm2"),
+    ("wrong-layout@model.layers.1.mlp.down_proj", 1, "down"),
+    ("late-write@past_key_values.2.key", 2, "keys"),
     ("saturate@model.layers.1.mlp.down_proj", 1, "down"),
     ("missing@model.layers.0.self_attn.k_proj.rotary", 0, "k_rot"),
     ("wrong-layout@model.layers.1.self_attn.q_proj", 1, "q"),
@@ -40,8 +50,8 @@ def compared(vacc_bundles: VaccBundles, fault: str, *, ways: int) -> Report:
         InputOptions(prompts=(PROMPT,), tokens=3, has_random=False),
         level="tap",
     )
-    built = VaccModel(replace(TINY, name=f"faults-{ways}", ways=ways))
-    config = vacc_bundles.config(vacc_bundles.folder / f"faults-{ways}.yaml", built)
+    built = replace(BUILT, model=replace(BUILT.model, ways=ways))
+    config = vacc_bundles.config(vacc_bundles.folder / f"three-{ways}.yaml", built)
     with pytest.MonkeyPatch.context() as patch, in_this_process():
         patch.setenv(VARIABLE, f"emulator:{fault}")
         return compare(config, request)
@@ -61,10 +71,22 @@ def test_compare_names_each_fault_and_passes_without(
 ) -> None:
     report = compared(vacc_bundles, fault, ways=ways)
     (comparison,) = report.comparisons
-    assert len(comparison.taps) > 30
+    assert len(comparison.taps) == 3 * 17 + 3
     if not fault:
         assert report.passed, comparison.findings
         return
     assert not report.passed
     found = comparison.findings[0]
     assert (found.kind, found.layer, found.point) == ("fault", layer, point), found.said
+
+
+def test_no_pass_is_to_blame_for_a_fault_of_the_device(
+    vacc_bundles: VaccBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "emulator:missing@model.layers.1.mlp.act")
+    config = vacc_bundles.config(vacc_bundles.folder / "three-1.yaml", BUILT)
+    with in_this_process():
+        found = bisect_passes(config, folder=tmp_path / "shown", progress=Progress())
+    assert found.ok
+    assert "fuse-attention" in found.passes
+    assert not (tmp_path / "shown").exists()

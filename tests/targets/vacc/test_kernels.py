@@ -15,11 +15,12 @@ from tile_runs import PROFILE, program_of, random_arrays, run_kernel, run_text, 
 from compiler.contracts.errors import TargetError
 from targets.vacc.device import DeviceProfile
 from targets.vacc.emulator import EmulatedPartition
-from targets.vacc.kernels.attention import AttentionShape, attention, cache_update
+from targets.vacc.kernels.attention import AttentionShape, attention
+from targets.vacc.kernels.cache import cache_update
 from targets.vacc.kernels.linear import LinearShape, linear
-from targets.vacc.kernels.move import columns, gather, swapped
+from targets.vacc.kernels.move import columns, gather, scaled_rows, swapped
 from targets.vacc.kernels.rotary import angles, rotary
-from targets.vacc.kernels.rows import binary, rms_norm
+from targets.vacc.kernels.rows import binary, rms_norm, rounded_tokens
 from targets.vacc.tile_program import Kernel
 from targets.vacc.tile_text import tile_text
 
@@ -33,9 +34,32 @@ def wide(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
+def widened(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Codes [.., k] times scales [.., g]: each k / g of a row share one."""
+    return wide(codes) * np.repeat(wide(scales), codes.shape[-1] // scales.shape[-1], axis=-1)
+
+
+def rounded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and float32 scales of each row, as the contract says; a row of zeros has scale 1."""
+    values = values.astype(np.float32)
+    scales = np.abs(values).max(axis=-1, keepdims=True) / np.float32(127)
+    scales = np.where(scales == 0, np.float32(1), scales)
+    return np.round(values / scales).astype(np.int8), scales
+
+
 def linear_model(arrays: Arrays) -> np.ndarray:
-    found = wide(arrays["x"]) @ wide(arrays["weight"]).T
-    return found * arrays.get("scale", 1.0) + arrays.get("bias", 0.0)
+    weight, scale = wide(arrays["weight"]), arrays.get("scale", np.ones(1))
+    if scale.ndim == 2:
+        weight, scale = widened(arrays["weight"], scale), np.ones(1)
+    return wide(arrays["x"]) @ weight.T * scale + arrays.get("bias", 0.0)
+
+
+def tokens_model(arrays: Arrays) -> np.ndarray:
+    return widened(*rounded(arrays["x"]))
+
+
+def table_model(arrays: Arrays) -> np.ndarray:
+    return widened(arrays["table"], arrays["scale"])[arrays["indices"]]
 
 
 def norm_model(arrays: Arrays) -> np.ndarray:
@@ -64,6 +88,10 @@ def angle_model(arrays: Arrays) -> np.ndarray:
 
 def attention_model(arrays: Arrays, *, window: int = 0, scale: float = 0.25) -> np.ndarray:
     q, keys, values = (wide(arrays[name]) for name in ("q", "keys", "values"))
+    if "keys_scale" in arrays:
+        keys, values = (
+            widened(arrays[name], arrays[f"{name}_scale"]) for name in ("keys", "values")
+        )
     heads, tokens, width = q.shape
     group = heads // keys.shape[1]
     found = np.zeros((tokens, heads * width))
@@ -91,16 +119,15 @@ def a_linear(profile: DeviceProfile, **changed: object) -> Kernel:
     return linear(shape, profile, name="k", composite="linear")
 
 
-def a_long_linear(profile: DeviceProfile) -> Kernel:
-    shape = LinearShape(rows=16, inputs=4096, outputs=64, has_bias=True)
+def a_long_linear(profile: DeviceProfile, **changed: object) -> Kernel:
+    shape = LinearShape(rows=16, inputs=4096, outputs=64, has_bias=True, **changed)  # type: ignore[arg-type]
     return linear(shape, profile, name="k", composite="linear")
 
 
-def an_attention(profile: DeviceProfile, *, window: int = 0, tokens: int = 9) -> Kernel:
-    shape = AttentionShape(
-        heads=6, kv_heads=2, tokens=tokens, width=16, context=40, scale=0.25, window=window
-    )
-    return attention(shape, profile, name="k")
+def an_attention(profile: DeviceProfile, **changed: object) -> Kernel:
+    sizes = {"heads": 6, "kv_heads": 2, "tokens": 9, "width": 16, "context": 40}
+    asked = {**sizes, "scale": 0.25, "window": 0, **changed}
+    return attention(AttentionShape(**asked), profile, name="k")  # type: ignore[arg-type]
 
 
 def a_rotary(profile: DeviceProfile, *, is_by_token: bool) -> Kernel:
@@ -126,6 +153,16 @@ CASES: dict[str, tuple[Callable[[DeviceProfile], Kernel], Callable[[Arrays], np.
     "linear-bias": (lambda p: a_linear(p, has_bias=True), linear_model, 60_000),
     "linear-int8": (lambda p: a_linear(p, weight_dtype="i8", has_bias=True), linear_model, 60_000),
     "linear-in-parts": (a_long_linear, linear_model, 80_000),
+    "linear-groups": (
+        lambda p: a_linear(p, weight_dtype="i8", group=32, has_bias=True),
+        linear_model,
+        60_000,
+    ),
+    "linear-groups-in-parts": (
+        lambda p: a_long_linear(p, weight_dtype="i8", group=64),
+        linear_model,
+        80_000,
+    ),
     "head": (lambda p: a_linear(p, result="f32"), linear_model, 60_000),
     "rms_norm": (
         lambda p: rms_norm(20, 48, epsilon=1e-6, profile=p, name="k"),
@@ -143,9 +180,25 @@ CASES: dict[str, tuple[Callable[[DeviceProfile], Kernel], Callable[[Arrays], np.
         lambda a: attention_model(a, window=4),
         12_000,
     ),
+    "attention-int8": (lambda p: an_attention(p, is_int8=True), attention_model, 12_000),
+    "rounded-tokens": (
+        lambda p: rounded_tokens(20, 48, profile=p, name="k"),
+        tokens_model,
+        8000,
+    ),
     "cache": (lambda p: a_cache_update(p, is_by_head=False), cache_model, 600),
     "cache-by-head": (lambda p: a_cache_update(p, is_by_head=True), cache_model, 200),
     "embedding": (rows_of, lambda a: a["table"][a["indices"]], 600),
+    "embedding-int8": (
+        lambda p: scaled_rows(30, 11, width=24, groups=1, profile=p, name="k"),
+        table_model,
+        1200,
+    ),
+    "embedding-groups": (
+        lambda p: scaled_rows(30, 11, width=24, groups=3, profile=p, name="k"),
+        table_model,
+        1200,
+    ),
     "part": (
         lambda p: columns(9, 40, first=8, count=24, dtype="f16", profile=p, name="k"),
         lambda a: a["x"][:, 8:32],
@@ -161,8 +214,9 @@ CASES: dict[str, tuple[Callable[[DeviceProfile], Kernel], Callable[[Arrays], np.
 
 def arrays_for(kernel: Kernel) -> dict[str, np.ndarray]:
     found = random_arrays(kernel)
-    if "scale" in found:
-        found["scale"] = np.abs(found["scale"]) / 100
+    for name in found:
+        if name.endswith("scale"):
+            found[name] = np.abs(found[name]) / 100
     for tensor in kernel.inputs:
         values = {"past_length": [PAST], "valid_length": [VALID]}.get(tensor.name)
         if tensor.dtype == "i64":
@@ -235,3 +289,28 @@ def test_a_value_beyond_float16_becomes_infinite() -> None:
     kernel = a_binary(PROFILE, "add")
     arrays = {name: np.full((20, 48), 60000, np.float16) for name in ("a", "b")}
     assert np.isposinf(run_kernel(kernel, {**arrays, "y": arrays["a"]})).all()
+
+
+@pytest.mark.parametrize("is_by_head", [False, True])
+@pytest.mark.parametrize("chip", [PROFILE, small_chip(600)], ids=["large", "small"])
+def test_a_cache_of_codes_holds_the_rounded_rows_and_their_scales(
+    chip: DeviceProfile, is_by_head: bool
+) -> None:
+    kernel = cache_update(
+        9, 3, width=16, context=40, is_by_head=is_by_head, is_int8=True, profile=chip, name="k"
+    )
+    arrays = arrays_for(kernel)
+    arrays["rows"].flat[16:32] = 0
+    rows = arrays["rows"].transpose(1, 0, 2) if is_by_head else arrays["rows"]
+    before = {name: arrays[name].copy() for name in ("cache", "scales")}
+    assert kernel.onchip_bytes <= chip.tile_bytes
+    names = ("cache", "scales")
+    text = tile_text(program_of(kernel, onchip_bytes=chip.onchip_bytes, states=names))
+    part = EmulatedPartition(text)
+    part.call([arrays[one.tensor.name] for one in part.program.arguments])
+    written = slice(PAST, PAST + VALID)
+    for name, wanted in zip(names, rounded(rows[:VALID]), strict=True):
+        np.testing.assert_array_equal(arrays[name][written], wanted)
+        for rest in (slice(0, PAST), slice(PAST + VALID, None)):
+            np.testing.assert_array_equal(arrays[name][rest], before[name][rest])
+    assert (arrays["scales"] == 1).any()

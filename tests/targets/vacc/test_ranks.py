@@ -38,7 +38,7 @@ def ranked(model: TinyModel, ways: int, *, quantized: str = "") -> VaccModel:
     is_aligned = model.kv_heads % ways != 0
     return VaccModel(
         replace(model, ways=ways, align_qkv=is_aligned),
-        quantized=quantized,
+        quantize=json.dumps({"type": quantized}) if quantized else "",
         verify="probe" if ways == 2 else "off",
     )
 

@@ -188,6 +188,21 @@ def test_what_a_build_refuses_is_refused_before(
         opener.check(LLVM)
 
 
+def test_each_target_takes_its_own_options(built_bundles: BuiltBundles, tmp_path: Path) -> None:
+    overrides = ["backend.type=vacc", "backend.dtype=fp16", "frontend.shape.input_ids=[[32],[48]]"]
+    yaml = built_bundles.variant(tmp_path)
+    config = load_config(yaml, overrides=[*overrides, "backend.compile={strict: true}"])
+    for choice in (LLVM, TargetChoice("tvm_vacc")):
+        opener_of(config).check(choice)
+    config = load_config(yaml, overrides=[*overrides, "backend.compile={turbo: true}"])
+    opener_of(config).check(LLVM)
+    with pytest.raises(CompilerError, match="'tvm_vacc' has no compile option 'turbo'"):
+        opener_of(config).check(TargetChoice("tvm_vacc"))
+    config = load_config(yaml, overrides=[*overrides, "backend.compile={threads: no}"])
+    with pytest.raises(CompilerError, match="threads is False"):
+        opener_of(config).check(LLVM)
+
+
 def test_programs_open_at_a_pass(
     built_bundles: BuiltBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
