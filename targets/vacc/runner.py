@@ -21,7 +21,8 @@ from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.observing import RankObserver
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, map_parameters
-from targets.vacc.driver import LoadedPartition, VaccDriver, Watch, load_driver
+from targets.vacc.driver import LoadedPartition, VaccDriver, Watch
+from targets.vacc.drivers import load_driver
 from targets.vacc.observing import TapWatch
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from compiler.contracts.weights import CheckpointRef
 from compiler.relax.link import find_linker
 from targets.vacc.constraints import OPTIONS, RECORDED_OPTIONS, model_errors, option_errors
 from targets.vacc.device import DeviceProfile, profile_names, read_profile
-from targets.vacc.driver import load_driver, probed
+from targets.vacc.drivers import load_driver, probed
 
 
 class VaccTarget(Target):

@@ -14,7 +14,7 @@ from compiler.workflows.compare import compare
 from compiler.workflows.comparing.inputs import InputOptions
 from compiler.workflows.comparing.request import CompareRequest
 from compiler.workflows.comparing.targets import TargetChoice
-from targets.vacc.driver import VARIABLE
+from targets.vacc.drivers import VARIABLE
 
 pytestmark = pytest.mark.slow
 

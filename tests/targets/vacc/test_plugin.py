@@ -9,7 +9,7 @@ import pytest
 from compiler import registry
 from compiler.contracts.errors import CompilerError, MachineLacks
 from compiler.relax.link import find_linker
-from targets.vacc.driver import driver_names, load_driver
+from targets.vacc.drivers import driver_names, load_driver
 from targets.vacc.emulator import Emulator
 from targets.vacc.target import VaccTarget
 
