@@ -10,15 +10,13 @@ Nothing is changed here: what must change is collected. An operator that is not 
 by head ends it, with its name.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
 from compiler.contracts.pass_base import Skip
-from compiler.contracts.program import Program
-from passes._divided_tensor import Divided, Part, reshaped, resolved
-from passes._match import Shape, constant, known_shapes, produced_by, through
+from passes._divided_tensor import Divided, Division, Part, reshaped, resolved
+from passes._match import constant, known_shapes, through
 
 HEAD_AXIS = 1  # of a cache [C, heads, d] and of its new rows [T, heads, d]
 
@@ -29,40 +27,6 @@ _BY_ENTRY += ("Sigmoid", "Sqrt", "Sub")
 _BY_ROW = ("FusedRMSNorm", "FusedRotary")
 # They work along the axes that an attribute or a constant names.
 _ALONG_AXES = ("Concat", "ReduceMean", "ReduceSum", "Slice", "Softmax")
-
-
-@dataclass
-class Division:
-    """What divides in one graph, and what must change for it.
-
-    Attributes:
-        program: The whole.
-        ways: Number of ranks.
-        sums: Nodes (by id) that sum over a divided last axis.
-        found: Divided tensors, by id.
-        constants: (node, input) -> the integers that stand there on a rank.
-        attributes: (node, attribute) -> its value on a rank.
-        vectors: Parameter -> the parts of it that a rank keeps.
-    """
-
-    program: Program
-    ways: int
-    sums: Set[int]
-    found: dict[int, Divided]
-    constants: list[tuple[gs.Node, int, list[int]]] = field(default_factory=list)
-    attributes: list[tuple[gs.Node, str, list[int]]] = field(default_factory=list)
-    vectors: dict[str, tuple[Part, ...]] = field(default_factory=dict)
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-
-    def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
-        """The whole shape of a tensor; None where it is not known."""
-        if produced_by(tensor, "CausalMask") is not None:  # which ONNX does not infer
-            return self.program.tokens, self.program.context
-        known = constant(tensor)
-        axes = self.shapes.get(tensor.name) if known is None else known.shape
-        if axes is None or any(axis is None for axis in axes):
-            return None
-        return tuple(axis for axis in axes if axis is not None)
 
 
 def follow(division: Division) -> Skip | None:

@@ -1,14 +1,18 @@
-"""A tensor of which each rank has a share, and what becomes of it in a Reshape.
+"""A tensor of which each rank has a share, what becomes of it in a Reshape, and all of a graph.
 
 [1, T, H * d]  ->  [1, T, H, d]        the flat axis divides by heads
 [1, H, T, d]   ->  [1, K, G, T, d]     K heads divide, or G, the queries of each
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from math import prod
 
+import onnx_graphsurgeon as gs
+
+from compiler.contracts.program import Program
 from compiler.contracts.tensor_parallel import kv_repeats
+from passes._match import Shape, constant, produced_by
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,37 @@ def _divided_sizes(full: Sequence[int], local: int, ways: int) -> list[int] | No
     if prod(sizes) != local and full[1] % repeats == 0:
         sizes[1] = full[1] // repeats
     return sizes if prod(sizes) == local else None
+
+
+@dataclass
+class Division:
+    """What divides in one graph, and what must change for it.
+
+    Attributes:
+        program: The whole.
+        ways: Number of ranks.
+        sums: Nodes (by id) that sum over a divided last axis.
+        found: Divided tensors, by id.
+        constants: (node, input) -> the integers that stand there on a rank.
+        attributes: (node, attribute) -> its value on a rank.
+        vectors: Parameter -> the parts of it that a rank keeps.
+    """
+
+    program: Program
+    ways: int
+    sums: Set[int]
+    found: dict[int, Divided]
+    constants: list[tuple[gs.Node, int, list[int]]] = field(default_factory=list)
+    attributes: list[tuple[gs.Node, str, list[int]]] = field(default_factory=list)
+    vectors: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def shape(self, tensor: gs.Tensor) -> tuple[int, ...] | None:
+        """The whole shape of a tensor; None where it is not known."""
+        if produced_by(tensor, "CausalMask") is not None:  # which ONNX does not infer
+            return self.program.tokens, self.program.context
+        known = constant(tensor)
+        axes = self.shapes.get(tensor.name) if known is None else known.shape
+        if axes is None or any(axis is None for axis in axes):
+            return None
+        return tuple(axis for axis in axes if axis is not None)

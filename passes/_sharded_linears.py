@@ -11,8 +11,8 @@ from compiler.contracts.placement import placements
 from compiler.contracts.program import Program
 from compiler.contracts.tensor_parallel import kv_heads_of_rank
 from compiler.contracts.weights import Weight
-from passes._divided_axes import HEAD_AXIS, Division, follow
-from passes._divided_tensor import Divided, Part
+from passes._divided_axes import HEAD_AXIS, follow
+from passes._divided_tensor import Divided, Division, Part
 from passes._match import producer
 
 PRODUCTS = ("MatMul", "QuantizedLinearPerChannel")
