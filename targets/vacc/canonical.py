@@ -29,7 +29,7 @@ class _Static(PyExprMutator):
         return relax.const(np.array(shape_of(of), np.int64), "int64")
 
     def visit_tuple_getitem_(self, op: relax.TupleGetItem) -> relax.Expr:
-        visited = super().visit_tuple_getitem_(op)
+        visited = super().visit_tuple_getitem_(op)  # type: ignore[misc]  # TVM's stub lacks it
         assert isinstance(visited, relax.TupleGetItem), f"{visited} takes of no tuple"
         made = _behind(self, visited.tuple_value)
         if isinstance(made, relax.Tuple):
@@ -75,7 +75,8 @@ def _part(split: relax.Call, index: int) -> relax.Expr:
     axis = int(getattr(split.attrs, "axis"))  # noqa: B009 - TVM's stubs lack both
     widths = [int(part.shape.values[axis]) for part in getattr(split.ty, "fields")]  # noqa: B009
     start = sum(widths[:index])
-    return relax.op.strided_slice(split.args[0], [axis], [start], [start + widths[index]], [1])
+    bounds = [axis], [start], [start + widths[index]], [1]
+    return relax.op.strided_slice(split.args[0], *bounds)  # type: ignore[arg-type]  # as above
 
 
 def _rewritten(module: tvm.IRModule, rewriting: PyExprMutator) -> tvm.IRModule:

@@ -24,6 +24,8 @@ BUILT = VaccModel(replace(TINY, layers=3, name="three"))
 CASES = (
     ("saturate@model.layers.2.mlp.act", 2, "act"),
     ("saturate@lm_head", None, "logits"),
+    # What has no tap shows in the first one behind it.
+    ("missing@model.rotary_emb.cos", 0, "q_rot"),
     ("missing@model.layers.1.self_attn", 1, "attn"),
     ("missing@model.layers.2.post_attention_layernorm", 2, "norm2"),
     ("wrong-layout@model.layers.1.mlp.down_proj", 1, "down"),
