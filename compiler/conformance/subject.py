@@ -109,7 +109,7 @@ class Subject:
         Raises:
             TargetError: It accepts none.
         """
-        accepted = [dtype for dtype, errors in self.refusals.items() if not errors]
+        accepted: list[Dtype] = [dtype for dtype in DTYPES if not self.refusals[dtype]]
         if not accepted:
             raise TargetError(
                 f"target '{self.name}' accepts a plain Qwen2 in none of {', '.join(DTYPES)}",
@@ -177,10 +177,13 @@ class Subject:
     @cached_property
     def _built_blocks(self) -> Mapping[tuple[str, Dtype], BuiltBlock]:
         jobs = [BlockJob(block, self.dtype) for block in self._blocks if not self.refused(block)]
-        if self.builds:
-            further = (one for one in self._dtypes if not self.refusals[one] and one != self.dtype)
-            jobs += [BlockJob(BIASED, dtype) for dtype in further]
-        configs = {dtype: self.config(dtype) for dtype in {job.dtype for job in jobs}}
+        further: Sequence[Dtype] = self._dtypes if self.builds else ()
+        jobs += [
+            BlockJob(BIASED, dtype)
+            for dtype in further
+            if dtype != self.dtype and not self.refusals[dtype]
+        ]
+        configs: dict[Dtype, BuildConfig] = {job.dtype: self.config(job.dtype) for job in jobs}
         return build_blocks(
             self.target, jobs, configs, folder=self.folder / "blocks", seed=self.seed
         )

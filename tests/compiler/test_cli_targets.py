@@ -203,7 +203,7 @@ def test_without_its_entry_point_every_other_target_works(
     done = run_compiler(*build, cwd=tmp_path, env=without_plugins, code=2)
     (error,) = json.loads(done.stdout)["errors"]
     assert error["code"] == "not-installed"
-    assert error["message"] == "target 'tvm_vacc' is not installed"
+    assert error["message"] == "target 'vacc' is not installed"
     assert error["hint"].startswith("installed: onnxruntime, torch, tvm_llvm; ")
     targets = ("--targets", "torch,llvm,onnxruntime", "--tokens", "2", "--json")
     done = run_compiler("compare", yaml, *targets, cwd=tmp_path, env=without_plugins)

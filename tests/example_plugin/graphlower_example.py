@@ -1,7 +1,7 @@
 import numpy as np
 
 from compiler.contracts.bundle import PARAMS_FOLDER, Bundle
-from compiler.contracts.errors import ConfigError, TargetError
+from compiler.contracts.errors import CompilerError, ConfigError, TargetError
 from compiler.contracts.target_base import Lowered, Probe, Target, WindowedRunner
 
 
@@ -12,12 +12,12 @@ class ExampleTarget(Target):
     def probe(self):
         return Probe(can_build=True, can_run=True)
 
-    def constraints(self, options, config):
-        keys = [f"backend.compile.{key}" for key in options.compile]
-        found = [ConfigError(f"there is no {key}", where=options.places.get(key)) for key in keys]
+    def constraints(self, options, config) -> list[CompilerError]:
+        places = options.places
+        wrong = {f"backend.compile.{key}": "is unknown" for key in options.compile}
         if options.dtype != "fp32":
-            found.append(ConfigError("weights are fp32", where=options.places.get("backend.dtype")))
-        return found
+            wrong["backend.dtype"] = "is not fp32"
+        return [ConfigError(f"{key} {said}", where=places.get(key)) for key, said in wrong.items()]
 
     def lower(self, program, options, folder):
         (folder / "model.onnx").write_bytes(program.model().SerializeToString(deterministic=True))

@@ -82,7 +82,7 @@ def test_what_the_example_does_passes_and_what_it_does_not_is_not_counted() -> N
         "padding": "pass",
         "taps": "not-shown",
     }
-    assert found["bf16"].said == "its constraints refuse it: weights are fp32"
+    assert found["bf16"].said == "its constraints refuse it: backend.dtype is not fp32"
     assert found["taps"].said == "ExampleRunner shows no taps"
     assert (report.owner, report.dtype, report.passed) == ("graphlower-example", "fp32", True)
     assert not run("example", "taps").passed
