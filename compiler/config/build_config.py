@@ -111,6 +111,20 @@ class BuildConfig:
         folder = self.path.absolute().parent
         return os.path.normpath(folder / Path(written).expanduser())
 
+    @property
+    def scratch_folder(self) -> Path | None:
+        """Where a build's intermediate files go, absolute; None for the system's own place."""
+        written = self.workspace.work_dir
+        return None if written is None else Path(written).expanduser().absolute()
+
+    def without_effect(self) -> tuple[str, ...]:
+        """Keys of the declared format that the YAML sets, and that change nothing here."""
+        vendor = {
+            "workspace.env_recheck": self.workspace.env_recheck,
+            "workspace.pyenv": self.workspace.pyenv,
+        }
+        return tuple(key for key, value in vendor.items() if value is not None)
+
     def place(self, dotted: str) -> str:
         """`file:line:column` of a dotted path (`backend.dtype`), or of its nearest ancestor."""
         return self.source.place(_path(dotted))

@@ -32,11 +32,6 @@ class Limit:
 NOT_SUPPORTED_YET: tuple[Limit, ...] = (
     Limit("frontend.type", ("huggingface", "onnx"), "supported: huggingface, onnx"),
     Limit("frontend.model_kwargs.b2s", (False,), "supported: false"),
-    Limit("frontend.model_kwargs.model_arch", (None,), "leave it out"),
-    Limit("backend.merge_params", (True,), "supported: true"),
-    Limit("workspace.work_dir", (None,), "leave it out"),
-    Limit("workspace.env_recheck", (None,), "leave it out"),
-    Limit("workspace.pyenv", (None,), "leave it out"),
 )
 
 

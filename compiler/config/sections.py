@@ -160,14 +160,15 @@ class ModelArguments(Section):
     Attributes:
         tp: Tensor-parallel ways.
         b2s: Throughput over latency.
-        model_arch: The accelerator's variant of the model.
+        model_arch: The accelerator's variant of the model in its vendor's tool; here the target
+            decides that.
         align_qkv: Align KV heads that `tp` does not divide.
         insert_slice: Only the wanted token's logits in prefill.
     """
 
     tp: Count = 1
     b2s: bool = False
-    model_arch: Text | None = None
+    model_arch: Literal["vacc"] | None = None
     align_qkv: bool = False
     insert_slice: bool = True
 
@@ -284,7 +285,15 @@ class Evaluate(Section):
 
 
 class Workspace(Section):
-    """`workspace`: where and how the work is done; nothing here changes the bundle."""
+    """`workspace`: where and how the work is done; nothing here changes the bundle.
+
+    Attributes:
+        path: Folder of bundles and logs.
+        workers: Graphs that are lowered at once.
+        work_dir: Folder of a build's intermediate files, all removed when it ends.
+        env_recheck: Of the vendor's tool; without effect.
+        pyenv: Of the vendor's tool; without effect.
+    """
 
     path: Text = "build"
     workers: Count = 2

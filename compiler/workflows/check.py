@@ -105,7 +105,8 @@ def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     )
     rewritten, ranks = shard_programs(config, rewritten, entered.probe)
     programs = ranks[0]
-    disk_bytes = sum(one.stored_bytes() for one in ranks)
+    is_merged = config.backend.merge_params
+    disk_bytes = sum(one.stored_bytes(is_merged=is_merged) for one in ranks)
     cache_bytes = sum(max(_cache_bytes(program) for program in one) for one in ranks)
     shape = config.frontend.shape
     destination = config.workspace_path / config.name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
+from compiler.contracts.bundle import Bundle, ModuleEntry
 from compiler.contracts.errors import MachineLacks
 from compiler.contracts.program import PHASES, Phase
 from compiler.contracts.taps import Observer
@@ -64,10 +64,13 @@ class LLVMRunner(WindowedRunner):
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
         self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
-        mapped = map_parameters(bundle.path / PARAMS_FOLDER / f"rank{rank}.safetensors")
-        tensors = {name: self._tensor(*value) for name, value in mapped.items()}
+        tensors = {
+            file: {name: self._tensor(*value) for name, value in map_parameters(file).items()}
+            for file in sorted({bundle.params_file(entry) for entry in entries})
+        }
         self._params = {
-            entry.phase: [tensors[entry.stored[name]] for name in entry.params] for entry in entries
+            entry.phase: [tensors[bundle.params_file(entry)][entry.stored[n]] for n in entry.params]
+            for entry in entries
         }
         self._caches = self._new_caches(entries[0])
         self.layers = sum(name.endswith(".key") for name in self._caches)

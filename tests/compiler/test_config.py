@@ -172,12 +172,29 @@ def test_what_is_not_built_yet_is_refused_all_at_once(load):
     assert {code for _, code, _ in found} == {"not-supported-yet"}
     assert [(where, message) for where, _, message in found] == [
         ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
-        ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
-        ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
-        ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),
-        ("model.yaml:42:16", "workspace.env_recheck: false is not supported yet"),
-        ("model.yaml:43:10", "workspace.pyenv: base is not supported yet"),
     ]
+
+
+def test_a_model_arch_but_the_accelerators_is_refused(load):
+    found = errors_of(
+        load, MINIMAL.replace("  shape:", "  model_kwargs: {model_arch: cuda}\n  shape:")
+    )
+    (_, code, message) = found[0]
+    assert (len(found), code) == (1, "bad-value")
+    assert message == "frontend.model_kwargs.model_arch: the text 'cuda' is not one of vacc"
+
+
+def test_keys_of_the_vendors_tool_are_named_as_without_effect(load):
+    assert load(MINIMAL).without_effect() == ()
+    config = load(MINIMAL + "workspace: {env_recheck: false, pyenv: base}\n")
+    assert config.without_effect() == ("workspace.env_recheck", "workspace.pyenv")
+
+
+def test_the_scratch_folder_is_relative_to_the_current_one(load, tmp_path):
+    assert load(MINIMAL).scratch_folder is None
+    config = load(MINIMAL + "workspace: {work_dir: scratch}\n")
+    assert config.scratch_folder == tmp_path / "scratch"
+    assert config.digest() == load(MINIMAL).digest()
 
 
 @pytest.mark.parametrize("limit", NOT_SUPPORTED_YET, ids=lambda limit: limit.key)

@@ -226,13 +226,20 @@ class TargetOpener:
         return ProgramSet({phase: one.copy() for phase, one in self._traced.programs.items()})
 
     def _built_by(self, target: Target) -> BuildConfig:
-        """The configuration with this target for its backend."""
-        backend = self.config.backend.model_copy(update={"type": target.name})
-        return replace(self.config, backend=backend)
+        """The configuration with this target for its backend.
+
+        Compile options belong to the target that the YAML names; another one starts from its own
+        defaults.
+        """
+        if target.name == self.config.backend.type:
+            return self.config
+        own = {"type": target.name, "compile": {}}
+        return replace(self.config, backend=self.config.backend.model_copy(update=own))
 
     def _bundle(self, target: Target) -> Path:
         """The user's bundle where it is the one of this configuration; else one of our own."""
         if target.name != self.config.backend.type:
+            self._note_left_out(target)
             return self._own(self._built_by(target), Path(target.name, self.config.name))
         theirs = self.config.workspace_path / self.config.name
         standing = existing_bundle(theirs)
@@ -240,6 +247,14 @@ class TargetOpener:
         if standing is None or standing.manifest.digest == digest:
             return build(self.config, progress=self.progress).bundle
         return self._own(self.config, Path(self.config.name))
+
+    def _note_left_out(self, target: Target) -> None:
+        options = ", ".join(self.config.backend.compile)
+        if options:
+            self.progress.note(
+                f"{target.name} is built without backend.compile ({options}): those are options of "
+                f"{self.config.backend.type}"
+            )
 
     def _own(self, config: BuildConfig, name: Path) -> Path:
         output = self.config.workspace_path / "compare" / name

@@ -37,6 +37,16 @@ def opener(built_bundles: BuiltBundles) -> TargetOpener:
     return opener_of(built_bundles.config())
 
 
+class Notes(Progress):
+    """Remembers notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def logits_of(runner: Runner) -> np.ndarray:
     try:
         return runner.extend(TOKENS)
@@ -185,6 +195,24 @@ def test_what_a_build_refuses_is_refused_before(
         opener.check(choice)
     with pytest.raises(CompilerError, match="avx3"):
         opener.check(LLVM)
+
+
+def test_options_of_the_yamls_target_are_left_out_for_another(
+    built_bundles: BuiltBundles, tmp_path: Path
+) -> None:
+    overrides = ["backend.compile={profile: mine.yaml, strict: true}", "backend.dtype=fp16"]
+    yaml = built_bundles.variant(tmp_path)
+    opener = opener_of(load_config(yaml, overrides=overrides, target="vacc"))
+    heard = Notes()
+    opener.progress = heard
+    opener.check(LLVM)
+    with in_this_process():
+        logits_of(opener.open(LLVM))
+    assert heard.notes[1] == (
+        "tvm_llvm is built without backend.compile (profile, strict): those are options of tvm_vacc"
+    )
+    with pytest.raises(CompilerError, match=r"mine\.yaml"):
+        opener.check(TargetChoice("tvm_vacc"))
 
 
 def test_programs_open_at_a_pass(
