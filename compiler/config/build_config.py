@@ -132,13 +132,14 @@ class BuildConfig:
     def target_options(self) -> TargetOptions:
         """The part that a target sees."""
         shape = self.frontend.shape
-        keys = ["backend.type", "backend.dtype", "frontend.shape.input_ids"]
+        keys = ["backend.type", "backend.dtype", "frontend.shape.input_ids", "frontend.shape.batch"]
         keys += ["frontend.model_kwargs.tp", "backend.compile"]
         keys += [f"backend.compile.{key}" for key in self.backend.compile]
         return TargetOptions(
             dtype=self.backend.dtype,
             window=shape.window,
             context=shape.context_or_window,
+            batch=shape.batch,
             tensor_parallel=self.frontend.model_kwargs.tp,
             align_qkv=self.frontend.model_kwargs.align_qkv,
             compute_dtype=self.backend.compute_dtype or "",

@@ -76,7 +76,7 @@ def _input_ids(value: object) -> object:
     if any(len(shape) > 1 for shape in shapes) or not shapes[0]:
         raise PydanticCustomError(
             "bad_value",
-            "expected [[P], [C]]: one length each, at batch 1",
+            "expected [[P], [C]]: one length each",
             {"hint": _FORM},
         )
     return tuple(tuple(shape) for shape in shapes)
@@ -134,9 +134,15 @@ FolderName: TypeAlias = Annotated[str, AfterValidator(folder_name)]
 
 
 class Shape(Section):
-    """`frontend.shape`."""
+    """`frontend.shape`.
+
+    Attributes:
+        input_ids: [[P], [C]].
+        batch: Prompts that a bundle serves at once; more than one with `b2s`.
+    """
 
     input_ids: Annotated[tuple[tuple[Length, ...], ...], BeforeValidator(_input_ids)]
+    batch: Count = 1
 
     @property
     def window(self) -> int:
@@ -159,7 +165,7 @@ class ModelArguments(Section):
 
     Attributes:
         tp: Tensor-parallel ways.
-        b2s: Throughput over latency.
+        b2s: Throughput over latency: the batch is folded into the sequence.
         model_arch: The accelerator's variant of the model in its vendor's tool; here the target
             decides that.
         align_qkv: Align KV heads that `tp` does not divide.

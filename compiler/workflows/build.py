@@ -22,6 +22,7 @@ from compiler.stages.package import ModuleDraft, check_space, package
 from compiler.stages.rewrite import rewrite
 from compiler.workflows.approval import Approval
 from compiler.workflows.draft import bundle_draft, module_draft
+from compiler.workflows.folding import fold_programs
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
 from compiler.workflows.processes import run_parallel, scratch_in
@@ -106,6 +107,9 @@ def _built(
             found = calibrated(config, checkpoint, whole, plan.samples, progress=clock.progress)
             rewritten = replace(rewritten, programs=found.applied(whole))
             linears, checkpoint = found.linears, found.checkpoint
+    if config.frontend.shape.batch > 1:
+        with clock.stage("fold"):
+            rewritten = fold_programs(config, rewritten, entered.probe)
     ranks: Sequence[ProgramSet] = (rewritten.programs,)
     if config.frontend.model_kwargs.tp > 1:
         with clock.stage("shard"):

@@ -37,6 +37,7 @@ class LLVMTarget(Target):
     name: ClassVar = "tvm_llvm"
     opens: ClassVar = "bundle"
     has_ranks: ClassVar = True
+    has_slots: ClassVar = True
 
     def probe(self) -> Probe:
         """TVM, its runtime, and a linker."""

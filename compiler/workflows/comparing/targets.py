@@ -229,12 +229,17 @@ class TargetOpener:
         """The configuration with this target for its backend.
 
         Compile options belong to the target that the YAML names; another one starts from its own
-        defaults.
+        defaults. One that serves a prompt at a time is built so: a comparison reads no more.
         """
         if target.name == self.config.backend.type:
             return self.config
         own = {"type": target.name, "compile": {}}
-        return replace(self.config, backend=self.config.backend.model_copy(update=own))
+        backend = self.config.backend.model_copy(update=own)
+        if target.has_slots:
+            return replace(self.config, backend=backend)
+        shape = self.config.frontend.shape.model_copy(update={"batch": 1})
+        frontend = self.config.frontend.model_copy(update={"shape": shape})
+        return replace(self.config, backend=backend, frontend=frontend)
 
     def _bundle(self, target: Target) -> Path:
         """The user's bundle where it is the one of this configuration; else one of our own."""

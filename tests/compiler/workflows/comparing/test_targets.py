@@ -215,6 +215,17 @@ def test_options_of_the_yamls_target_are_left_out_for_another(
         opener.check(TargetChoice("tvm_vacc"))
 
 
+def test_a_target_of_one_prompt_is_built_for_one(
+    built_bundles: BuiltBundles, tmp_path: Path
+) -> None:
+    yaml = built_bundles.variant(tmp_path, batch=2)
+    opener = opener_of(load_config(yaml, overrides=["backend.dtype=fp16"]))
+    opener.check(TargetChoice("tvm_vacc"))
+    alone = opener_of(load_config(yaml, overrides=["backend.dtype=fp16"], target="vacc"))
+    with pytest.raises(CompilerError, match="serves one prompt at a time, not 2"):
+        alone.check(TargetChoice("tvm_vacc"))
+
+
 def test_programs_open_at_a_pass(
     built_bundles: BuiltBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
