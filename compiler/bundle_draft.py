@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compiler.contracts.bundle import params_file
 from compiler.contracts.program import LogitsOf, Phase, TensorSpec
 from compiler.contracts.weights import Weight
 from compiler.params_file import ParamsLayout, params_layout
@@ -46,7 +47,7 @@ class BundleDraft:
 
     Attributes:
         snapshots: Path under `ir/` -> its bytes, or the file or folder to copy.
-        merge_params: Store once what several phases of a rank read.
+        merge_params: Store once what several phases of a rank read; else each phase has a file.
     """
 
     name: str
@@ -67,7 +68,7 @@ class BundleDraft:
 
 @dataclass(frozen=True)
 class ParamsPlan:
-    """One rank's parameter file, and which tensor each phase's parameter is.
+    """One parameter file, and which tensor each parameter of its phases is.
 
     Attributes:
         layout: The file.
@@ -78,26 +79,36 @@ class ParamsPlan:
     stored: Mapping[Phase, Mapping[str, str]]
 
 
-def plan_params(draft: BundleDraft, rank: int) -> ParamsPlan:
+def plan_params(draft: BundleDraft) -> dict[str, ParamsPlan]:
+    """Every parameter file of the bundle, by its place in it."""
+    modules: dict[str, list[ModuleDraft]] = {}
+    for module in sorted(draft.modules, key=lambda one: one.rank):
+        modules.setdefault(file_of(draft, module), []).append(module)
+    return {file: _plan(readers) for file, readers in modules.items()}
+
+
+def file_of(draft: BundleDraft, module: ModuleDraft) -> str:
+    """Where a module's parameters will lie, relative to the bundle."""
+    return params_file(module.rank, None if draft.merge_params else module.phase)
+
+
+def _plan(modules: Sequence[ModuleDraft]) -> ParamsPlan:
     """One tensor an expression, named by the alphabetically first parameter that is free for it."""
-    modules = [module for module in draft.modules if module.rank == rank]
-    users: dict[tuple[str, str], set[str]] = {}
+    users: dict[str, set[str]] = {}
+    weights: dict[str, Weight] = {}
     for module in modules:
         for param in module.params:
-            users.setdefault(_identity(draft, module, param), set()).add(param)
-    weights = {_identity(draft, m, param): m.weights[param] for m in modules for param in m.params}
-    names: dict[tuple[str, str], str] = {}
-    for identity in sorted(users, key=lambda one: (min(users[one]), one)):
-        names[identity] = _free_name(sorted(users[identity]), taken=set(names.values()))
+            weight = module.weights[param]
+            weights[weight.key] = weight
+            users.setdefault(weight.key, set()).add(param)
+    names: dict[str, str] = {}
+    for key in sorted(users, key=lambda one: (min(users[one]), one)):
+        names[key] = _free_name(sorted(users[key]), taken=set(names.values()))
     stored: dict[Phase, dict[str, str]] = {
-        module.phase: {param: names[_identity(draft, module, param)] for param in module.params}
+        module.phase: {param: names[module.weights[param].key] for param in module.params}
         for module in modules
     }
-    return ParamsPlan(params_layout({names[one]: weights[one] for one in names}), stored)
-
-
-def _identity(draft: BundleDraft, module: ModuleDraft, param: str) -> tuple[str, str]:
-    return (module.weights[param].key, "" if draft.merge_params else module.phase)
+    return ParamsPlan(params_layout({names[key]: weights[key] for key in names}), stored)
 
 
 def _free_name(wanted: Sequence[str], *, taken: set[str]) -> str:

@@ -50,6 +50,7 @@ class TinyModel:
         variant: One of `family_variants`, in place of the sizes here; empty: none.
         ways: `model_kwargs.tp`.
         align_qkv: `model_kwargs.align_qkv`.
+        batch: `shape.batch`, with `model_kwargs.b2s`.
     """
 
     name: str = "tiny"
@@ -71,6 +72,7 @@ class TinyModel:
     variant: str = ""
     ways: int = 1
     align_qkv: bool = False
+    batch: int = 1
 
 
 TINY = TinyModel()
@@ -130,9 +132,14 @@ def write_yaml(path: Path, model: TinyModel, checkpoint: Path) -> Path:
             "type": "huggingface",
             "checkpoint": str(checkpoint),
             "shape": {
-                "input_ids": [[model.window], [] if model.context is None else [model.context]]
+                "input_ids": [[model.window], [] if model.context is None else [model.context]],
+                "batch": model.batch,
             },
-            "model_kwargs": {"tp": model.ways, "align_qkv": model.align_qkv},
+            "model_kwargs": {
+                "tp": model.ways,
+                "align_qkv": model.align_qkv,
+                "b2s": model.batch > 1,
+            },
         },
         "backend": {"type": "tvm_llvm", "dtype": model.dtype, "compile": compiled},
         "passes": _passes(model),
@@ -148,7 +155,7 @@ def _is_measured(model: TinyModel) -> bool:
 
     Another probe takes a trace of its own.
     """
-    return replace(model, ways=1) == TINY or bool(model.variant or model.added)
+    return replace(model, ways=1, batch=1) == TINY or bool(model.variant or model.added)
 
 
 def _passes(model: TinyModel) -> list[object] | None:

@@ -275,7 +275,12 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "run", "run a bundle: continue a prompt, or hold a conversation")
     verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     prompt = verb.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt; - reads stdin")
+    prompt.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="the prompt; - reads stdin; may be repeated where the bundle serves several",
+    )
     prompt.add_argument("--token-ids", metavar="1,2,3", help="the prompt as token ids")
     verb.add_argument(
         "--chat",

@@ -21,7 +21,7 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
     """Run once, or converse."""
     _check(options, terminal)
     is_conversation = options.prompt is None and options.token_ids is None
-    prompt = None if is_conversation else _prompt(options)
+    prompts = [] if is_conversation else _prompts(options)
 
     from compiler.stages.execute import GenerateOptions
     from compiler.workflows.run import open_session
@@ -35,10 +35,13 @@ def main(options: argparse.Namespace, terminal: Terminal) -> int:
         keep_logits=options.logits is not None,
     )
     with open_session(options.bundle, verify=options.verify, threads=options.threads) as session:
-        if prompt is None:
+        if is_conversation:
             converse(session, generate, terminal, system=options.system)
             return 0
-        return _run_once(session, _started(session, prompt, generate, options), options, terminal)
+        if len(prompts) > 1:
+            return _run_each(session, prompts, generate, terminal)
+        stream = _started(session, prompts[0], generate, options)
+        return _run_once(session, stream, options, terminal)
 
 
 def _check(options: argparse.Namespace, terminal: Terminal) -> None:
@@ -46,9 +49,15 @@ def _check(options: argparse.Namespace, terminal: Terminal) -> None:
     has_prompt = options.prompt is not None or options.token_ids is not None
     world = current_world()
     is_alone = world is None or world.size == 1
+    texts = options.prompt or []
+    is_several = len(texts) > 1
     refusals = (
+        (is_several and "-" in texts, "stdin holds one prompt"),
+        (is_several and not is_alone, "several prompts are run by one process"),
+        (is_several and options.chat, "--chat takes one prompt"),
+        (is_several and options.logits is not None, "--logits takes one prompt"),
         (not has_prompt and not is_alone, "a conversation is held by one process"),
-        (options.prompt == "-" and not is_alone, "several processes cannot read one stdin"),
+        ("-" in texts and not is_alone, "several processes cannot read one stdin"),
         (options.chat and options.token_ids is not None, "--chat takes text, not --token-ids"),
         (options.system is not None and not options.chat, "--system goes with --chat"),
         (not has_prompt and not options.chat, "there is no prompt"),
@@ -66,17 +75,21 @@ def _check(options: argparse.Namespace, terminal: Terminal) -> None:
         raise ConfigError(message, where="--logits", hint="make it first", code="usage")
 
 
-def _prompt(options: argparse.Namespace) -> str | list[int]:
+def _prompts(options: argparse.Namespace) -> list[str | list[int]]:
     if options.token_ids is not None:
-        return _token_ids(options.token_ids)
-    raw = sys.stdin.buffer.read() if options.prompt == "-" else os.fsencode(options.prompt)
+        return [_token_ids(options.token_ids)]
+    return [_text(given) for given in options.prompt]
+
+
+def _text(given: str) -> str:
+    raw = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
         message = f"the prompt is not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start}"
         raise RunError(message, where="--prompt", hint="give it as UTF-8", code="usage") from e
     # A text file ends with a newline that nobody means as a part of the prompt.
-    return text.removesuffix("\n") if options.prompt == "-" else text
+    return text.removesuffix("\n") if given == "-" else text
 
 
 def _token_ids(text: str) -> list[int]:
@@ -123,6 +136,25 @@ def _run_once(
         return 0
     terminal.stream("\n")
     terminal.note(speeds(generation))
+    return 0
+
+
+def _run_each(
+    session: "Session",
+    prompts: "list[str | list[int]]",
+    generate: "GenerateOptions",
+    terminal: Terminal,
+) -> int:
+    """All at once; what each gives is shown when all are done, in their order."""
+    generations = session.generate_each(prompts, generate)
+    if terminal.is_json:
+        terminal.json({"generations": [_json(one) for one in generations]})
+        return 0
+    is_text = session.text.has_tokenizer
+    for number, generation in enumerate(generations, start=1):
+        shown = generation.text if is_text else " ".join(map(str, generation.tokens))
+        terminal.stream(f"{shown}\n")
+        terminal.note(f"prompt {number}: {speeds(generation)}")
     return 0
 
 

@@ -4,6 +4,7 @@ from compiler.config.build_config import BuildConfig, load_config
 from compiler.config.pass_list import (
     DEFAULT_PASSES,
     EXPORTED_PASSES,
+    FOLD_PASS,
     SHARD_PASS,
     PassOption,
     PassSpec,
@@ -15,6 +16,7 @@ from compiler.config.sections import CompareLimits, Dtype, Verify
 __all__ = [
     "DEFAULT_PASSES",
     "EXPORTED_PASSES",
+    "FOLD_PASS",
     "SHARD_PASS",
     "BuildConfig",
     "CompareLimits",

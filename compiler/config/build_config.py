@@ -111,6 +111,20 @@ class BuildConfig:
         folder = self.path.absolute().parent
         return os.path.normpath(folder / Path(written).expanduser())
 
+    @property
+    def scratch_folder(self) -> Path | None:
+        """Where a build's intermediate files go, absolute; None for the system's own place."""
+        written = self.workspace.work_dir
+        return None if written is None else Path(written).expanduser().absolute()
+
+    def without_effect(self) -> tuple[str, ...]:
+        """Keys of the declared format that the YAML sets, and that change nothing here."""
+        vendor = {
+            "workspace.env_recheck": self.workspace.env_recheck,
+            "workspace.pyenv": self.workspace.pyenv,
+        }
+        return tuple(key for key, value in vendor.items() if value is not None)
+
     def place(self, dotted: str) -> str:
         """`file:line:column` of a dotted path (`backend.dtype`), or of its nearest ancestor."""
         return self.source.place(_path(dotted))
@@ -118,7 +132,7 @@ class BuildConfig:
     def target_options(self) -> TargetOptions:
         """The part that a target sees."""
         shape = self.frontend.shape
-        keys = ["backend.type", "backend.dtype", "frontend.shape.input_ids"]
+        keys = ["backend.type", "backend.dtype", "frontend.shape.input_ids", "frontend.shape.batch"]
         keys += ["frontend.model_kwargs.tp", "backend.compile", "frontend.quantize"]
         keys += ["frontend.quantize.calib_args.group_size"]
         keys += [f"backend.compile.{key}" for key in self.backend.compile]
@@ -126,6 +140,7 @@ class BuildConfig:
             dtype=self.backend.dtype,
             window=shape.window,
             context=shape.context_or_window,
+            batch=shape.batch,
             tensor_parallel=self.frontend.model_kwargs.tp,
             align_qkv=self.frontend.model_kwargs.align_qkv,
             compute_dtype=self.backend.compute_dtype or "",

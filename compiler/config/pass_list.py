@@ -29,6 +29,7 @@ SLICE_PASS = "insert-strided-slice"
 QUANTIZE_PASS = "annotate-int8-qdq"
 CACHE_PASS = "store-kv-cache"
 SHARD_PASS = "shard-tensor-parallel"
+FOLD_PASS = "fold-batch"
 # Of a traced model.
 DEFAULT_PASSES: tuple[str, ...] = (
     "keep-qkv-bias",

@@ -31,12 +31,6 @@ class Limit:
 
 NOT_SUPPORTED_YET: tuple[Limit, ...] = (
     Limit("frontend.type", ("huggingface", "onnx"), "supported: huggingface, onnx"),
-    Limit("frontend.model_kwargs.b2s", (False,), "supported: false"),
-    Limit("frontend.model_kwargs.model_arch", (None,), "leave it out"),
-    Limit("backend.merge_params", (True,), "supported: true"),
-    Limit("workspace.work_dir", (None,), "leave it out"),
-    Limit("workspace.env_recheck", (None,), "leave it out"),
-    Limit("workspace.pyenv", (None,), "leave it out"),
 )
 
 
@@ -49,6 +43,7 @@ def rule_errors(
         *_not_supported(values),
         *_target(values),
         *_lengths(values),
+        *_batch(values),
         *_quantization(values),
     ]
 
@@ -125,6 +120,25 @@ def _lengths(values: _Values) -> list[ConfigError]:
     message = f"the context of {context} is shorter than the prefill window of {window}"
     hint = f"write [[{context}], [{window}]], or a context of at least {window}"
     return [values.error((*path, 1, 0), message, hint=hint, code="bad-value")]
+
+
+def _batch(values: _Values) -> list[ConfigError]:
+    """Several prompts at once are decoded, and asked for by `b2s`."""
+    path, asked = ("frontend", "shape", "batch"), ("frontend", "model_kwargs", "b2s")
+    context = ("frontend", "shape", "input_ids", 1, 0)
+    batch = _at(values.data, path)
+    if not isinstance(batch, int) or batch < 2 or not values.is_sound(path):
+        return []
+    errors: list[ConfigError] = []
+    if _at(values.data, asked) is not True and values.is_sound(asked):
+        message = f"{batch} prompts at once are the batch folded into the sequence"
+        hint = "write `b2s: true` under frontend.model_kwargs, or leave batch out"
+        errors.append(values.error(path, message, hint=hint, code="bad-value"))
+    if not values.has(context) and values.is_sound(context[:3]):
+        message = f"{batch} prompts are decoded at once, and prefill alone is built"
+        hint = "give a context: input_ids [[P], [C]], or leave batch out"
+        errors.append(values.error(path, message, hint=hint, code="bad-value"))
+    return errors
 
 
 def _quantization(values: _Values) -> list[ConfigError]:

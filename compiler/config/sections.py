@@ -81,7 +81,7 @@ def _input_ids(value: object) -> object:
     if any(len(shape) > 1 for shape in shapes) or not shapes[0]:
         raise PydanticCustomError(
             "bad_value",
-            "expected [[P], [C]]: one length each, at batch 1",
+            "expected [[P], [C]]: one length each",
             {"hint": _FORM},
         )
     return tuple(tuple(shape) for shape in shapes)
@@ -139,9 +139,15 @@ FolderName: TypeAlias = Annotated[str, AfterValidator(folder_name)]
 
 
 class Shape(Section):
-    """`frontend.shape`."""
+    """`frontend.shape`.
+
+    Attributes:
+        input_ids: [[P], [C]].
+        batch: Prompts that a bundle serves at once; more than one with `b2s`.
+    """
 
     input_ids: Annotated[tuple[tuple[Length, ...], ...], BeforeValidator(_input_ids)]
+    batch: Count = 1
 
     @property
     def window(self) -> int:
@@ -164,15 +170,16 @@ class ModelArguments(Section):
 
     Attributes:
         tp: Tensor-parallel ways.
-        b2s: Throughput over latency.
-        model_arch: The accelerator's variant of the model.
+        b2s: Throughput over latency: the batch is folded into the sequence.
+        model_arch: The accelerator's variant of the model in its vendor's tool; here the target
+            decides that.
         align_qkv: Align KV heads that `tp` does not divide.
         insert_slice: Only the wanted token's logits in prefill.
     """
 
     tp: Count = 1
     b2s: bool = False
-    model_arch: Text | None = None
+    model_arch: Literal["vacc"] | None = None
     align_qkv: bool = False
     insert_slice: bool = True
 
@@ -300,7 +307,15 @@ class Evaluate(Section):
 
 
 class Workspace(Section):
-    """`workspace`: where and how the work is done; nothing here changes the bundle."""
+    """`workspace`: where and how the work is done; nothing here changes the bundle.
+
+    Attributes:
+        path: Folder of bundles and logs.
+        workers: Graphs that are lowered at once.
+        work_dir: Folder of a build's intermediate files, all removed when it ends.
+        env_recheck: Of the vendor's tool; without effect.
+        pyenv: Of the vendor's tool; without effect.
+    """
 
     path: Text = "build"
     workers: Count = 2

@@ -2,7 +2,8 @@
 
     <name>/manifest.json
            prefill_<P>_rank<r>/  decode_<C>_rank<r>/    module files, and what the target wrote
-           params/rank<r>.safetensors                   mapped at run time, shared by the phases
+           params/rank<r>.safetensors                   mapped at run time, shared by the phases;
+           params/<phase>_rank<r>.safetensors           instead, where they do not share
            ir/                                          a snapshot of each phase after each pass
            tokenizer files
 
@@ -20,6 +21,11 @@ MANIFEST_FILE = "manifest.json"
 PARAMS_FOLDER = "params"
 
 
+def params_file(rank: int, phase: Phase | None = None) -> str:
+    """A rank's parameters, relative to the bundle; those of one phase where each has its own."""
+    return f"{PARAMS_FOLDER}/{f'{phase}_' if phase else ''}rank{rank}.safetensors"
+
+
 @dataclass(frozen=True)
 class ModuleEntry:
     """One compiled phase of one rank.
@@ -32,7 +38,7 @@ class ModuleEntry:
         inputs: Activations, in the order of the call.
         outputs: Results, in order; those in `aliases` are inputs written in place.
         params: Parameter names in the order of the call, after the activations.
-        stored: Parameter name -> tensor name in the rank's parameter file.
+        stored: Parameter name -> tensor name in `Manifest.params_file`.
         aliases: Output name -> input name.
         logits_of: Whose logits it gives; `last` asks for windows that are full.
         target: What the target keeps for itself (entry point, CPU features, ...), JSON values.
@@ -88,6 +94,11 @@ class Manifest:
     sizes: Mapping[str, int]
     quantization: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    def params_file(self, entry: ModuleEntry) -> str:
+        """Where a module's parameters lie, relative: the rank's file, or one of the phase's own."""
+        own = params_file(entry.rank, entry.phase)
+        return own if own in self.files else params_file(entry.rank)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -95,6 +106,10 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    def params_file(self, entry: ModuleEntry) -> Path:
+        """The file of a module's parameters."""
+        return self.path / self.manifest.params_file(entry)
 
     @property
     def ranks(self) -> int:

@@ -163,9 +163,10 @@ class ProgramSet:
         """Expression key -> weight: what packaging writes, each once."""
         return {w.key: w for program in self for _, w in sorted(program.weights.items())}
 
-    def stored_bytes(self) -> int:
-        """Bytes of everything in `stored_weights`."""
-        return sum(weight.nbytes for weight in self.stored_weights().values())
+    def stored_bytes(self, *, is_merged: bool = True) -> int:
+        """Bytes of everything in `stored_weights`; of each phase's by itself where not merged."""
+        sets = [self] if is_merged else [ProgramSet({one.phase: one}) for one in self]
+        return sum(w.nbytes for one in sets for w in one.stored_weights().values())
 
 
 def quiet_graphsurgeon() -> None:

@@ -1,7 +1,8 @@
 """What runs an opened model: tokens in, the next token's logits out, one KV cache behind it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,19 +12,23 @@ from compiler.contracts.taps import Observer
 
 
 class Runner(ABC):
-    """One opened model with one KV cache; tokens in, the next token's logits out.
+    """One opened model with a KV cache; tokens in, the next token's logits out.
 
     Attributes:
         vocabulary: Number of logits.
         context: Positions that the cache holds.
         length: Positions filled so far.
         layers: Decoder layers.
+        slots: Prompts that are held at once, each in a cache of its own.
+        slot: The one that everything speaks of but `extend_each`.
     """
 
     vocabulary: int
     context: int
     length: int = 0
     layers: int = 0
+    slots: int = 1
+    slot: int = 0
 
     @abstractmethod
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
@@ -45,6 +50,26 @@ class Runner(ABC):
         self.check_tokens(tokens)
         for token in tokens:
             yield self.extend([token])
+
+    def use_slot(self, slot: int) -> None:
+        """Speak of another prompt from here on; each keeps its own length."""
+        assert 0 <= slot < self.slots, f"slot {slot} of {self.slots}"
+        assert self.slots == 1, f"{type(self).__name__} has slots, and no use_slot"
+
+    def extend_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """Append one token to each of several prompts; what each gets as from `extend`.
+
+        Args:
+            tokens: By slot; prompts that are not named stay as they are.
+
+        Raises:
+            RunError: As `extend`, before any prompt has changed.
+        """
+        found: dict[int, np.ndarray] = {}
+        for slot, token in tokens.items():
+            self.use_slot(slot)
+            found[slot] = self.extend([token])
+        return found
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on; 0 starts over."""
@@ -111,13 +136,14 @@ class WindowedRunner(Runner):
     has_decode: bool = True
     takes_padding: bool = True
     has_every_row: bool = False
+    _lengths: Mapping[int, int] = MappingProxyType({})
 
     @abstractmethod
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """Run one graph.
 
         Args:
-            phase: Which graph.
+            phase: Which graph; never decode where there are several slots.
             tokens: int64 [1, P] right-padded with zeros (prefill) or [1, 1] (decode).
             past: Cache positions that hold earlier tokens; past + valid <= context.
             valid: How many of `tokens` are real; only their rows enter the cache.
@@ -132,6 +158,52 @@ class WindowedRunner(Runner):
         A target that sets `has_every_row` implements it; the arguments are those of `step`.
         """
         raise NotImplementedError(f"{type(self).__name__} has_every_row, and no step_rows")
+
+    def step_slots(self, tokens: np.ndarray, *, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Run the decode graph of several prompts; a target that sets `slots` implements it.
+
+        Args:
+            tokens: int64 [1, slots].
+            past: int64 [slots]: positions that each prompt's cache holds.
+            valid: int64 [slots]: 1, or 0 for a prompt that takes no part: its cache stays as it is.
+
+        Returns:
+            float32 [slots, vocabulary]; rows of prompts that take no part mean nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has slots, and no step_slots")
+
+    def use_slot(self, slot: int) -> None:
+        """The other prompts' lengths are kept."""
+        assert 0 <= slot < self.slots, f"slot {slot} of {self.slots}"
+        self._lengths = {**self._lengths, self.slot: self.length}
+        self.slot, self.length = slot, self._lengths.get(slot, 0)
+
+    def extend_each(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """One call of the decode graph, where it takes several prompts."""
+        if self.slots == 1:
+            return super().extend_each(tokens)
+        chosen = self.slot
+        try:
+            for slot, token in tokens.items():
+                self.use_slot(slot)
+                self.check_tokens([token])
+            rows = self._step_slots(tokens)
+            for slot in tokens:
+                self.use_slot(slot)
+                self.length += 1
+        finally:
+            self.use_slot(chosen)
+        return rows
+
+    def _step_slots(self, tokens: Mapping[int, int]) -> Mapping[int, np.ndarray]:
+        """Arrays for `step_slots`; what takes no part has no past either."""
+        lengths = {**self._lengths, self.slot: self.length}
+        ids = np.zeros((1, self.slots), np.int64)
+        past, valid = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.int64)
+        for slot, token in tokens.items():
+            ids[0, slot], past[slot], valid[slot] = token, lengths.get(slot, 0), 1
+        logits = self.step_slots(ids, past=past, valid=valid)
+        return {slot: logits[slot] for slot in tokens}
 
     def read_rows(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """A window at a time where the prefill graph gives every row."""
@@ -162,8 +234,11 @@ class WindowedRunner(Runner):
             if len(chunk) < self.window and not self.takes_padding:
                 chunk = chunk[:1]
             phase: Phase = "decode" if len(chunk) == 1 and self.has_decode else "prefill"
-            ids = _padded(chunk, 1 if phase == "decode" else self.window)
-            logits = self.step(phase, ids, past=self.length, valid=len(chunk))
+            if phase == "decode" and self.slots > 1:
+                logits = self._step_slots({self.slot: chunk[0]})[self.slot]
+            else:
+                ids = _padded(chunk, 1 if phase == "decode" else self.window)
+                logits = self.step(phase, ids, past=self.length, valid=len(chunk))
             self.length += len(chunk)
             start += len(chunk)
         return logits

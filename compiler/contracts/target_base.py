@@ -54,6 +54,7 @@ class TargetOptions:
             own default.
         window: Prefill window P.
         context: KV cache positions C.
+        batch: Prompts that decode takes at once, each with a cache of its own.
         tensor_parallel: Ranks; their programs are lowered one by one, and meet in the fused
             operators of `compiler.contracts.tensor_parallel`.
         align_qkv: Whether several ranks may hold one key and value head, where there are fewer
@@ -66,6 +67,7 @@ class TargetOptions:
     dtype: str
     window: int
     context: int
+    batch: int = 1
     tensor_parallel: int = 1
     align_qkv: bool = False
     compute_dtype: str = ""
@@ -112,6 +114,8 @@ class Target(ABC):
     compile_options: ClassVar[tuple[str, ...]] = ()
     # Whether it lowers a rank's program, AllReduce and AllGather included, and runs several.
     has_ranks: ClassVar[bool] = False
+    # Whether its decode takes several prompts at once, and its runner has a slot for each.
+    has_slots: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Probe:

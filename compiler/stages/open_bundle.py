@@ -64,7 +64,7 @@ def _wrong_files(folder: Path, manifest: Manifest) -> list[CompilerError]:
         elif size != expected:
             errors.append(_damage(folder / name, f"has {size} bytes, expected {expected}"))
     for module in manifest.modules:
-        params = f"{PARAMS_FOLDER}/rank{module.rank}.safetensors"
+        params = manifest.params_file(module)
         if module.params and params not in manifest.files:
             errors.append(_damage(folder / params, "is missing, and the manifest does not list it"))
         if not any(name.startswith(f"{module.folder}/") for name in manifest.files):

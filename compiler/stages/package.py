@@ -1,7 +1,7 @@
 """modules + weights -> a bundle on disk: whole or not at all, equal to the byte for equal inputs.
 
-Weights are evaluated and written once, a block at a time, one tensor for each distinct expression
-of a rank, whatever phases read it.
+Weights are evaluated a block at a time, and written once for each distinct expression of a rank,
+whatever phases read it; once a phase where `merge_params` is off.
 """
 
 import errno
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from compiler.atomic_folder import partial_folder, put_new, swap
-from compiler.bundle_draft import BundleDraft, ModuleDraft, ParamsPlan, plan_params
+from compiler.bundle_draft import BundleDraft, ModuleDraft, ParamsPlan, file_of, plan_params
 from compiler.bundle_json import manifest_from_json, manifest_to_json
 from compiler.bundle_place import existing_bundle, kept_bundle
 from compiler.contracts.bundle import MANIFEST_FILE, PARAMS_FOLDER, Bundle, Manifest, ModuleEntry
@@ -64,7 +64,7 @@ def package(
     kept = kept_bundle(destination, draft.digest, force=force)
     if kept is not None:
         return kept
-    plans = {rank: plan_params(draft, rank) for rank in sorted({m.rank for m in draft.modules})}
+    plans = plan_params(draft)
     check_space(destination, _bytes_needed(draft, plans, checkpoint))
     with ExitStack() as stack:
         with _written(destination):
@@ -97,9 +97,9 @@ def check_space(destination: Path, needed: int) -> None:
 
 
 def _write_params(
-    folder: Path, plans: Mapping[int, ParamsPlan], checkpoint: CheckpointRef, *, progress: Progress
+    folder: Path, plans: Mapping[str, ParamsPlan], checkpoint: CheckpointRef, *, progress: Progress
 ) -> dict[str, str]:
-    """Write every rank's file; relative path -> sha256."""
+    """Write every file of parameters; relative path -> sha256."""
     (folder / PARAMS_FOLDER).mkdir()
     total = sum(plan.layout.nbytes for plan in plans.values())
     done = 0
@@ -111,7 +111,7 @@ def _write_params(
 
     return {
         name: write_params(folder / name, plan.layout, checkpoint, written=written)
-        for name, plan in ((_params_file(rank), plan) for rank, plan in plans.items())
+        for name, plan in plans.items()
     }
 
 
@@ -136,7 +136,7 @@ def _copy(content: bytes | Path, target: Path) -> None:
 
 
 def _write_manifest(
-    folder: Path, draft: BundleDraft, plans: Mapping[int, ParamsPlan], *, hashes: Mapping[str, str]
+    folder: Path, draft: BundleDraft, plans: Mapping[str, ParamsPlan], *, hashes: Mapping[str, str]
 ) -> Manifest:
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     manifest = Manifest(
@@ -148,7 +148,7 @@ def _write_manifest(
         window=draft.window,
         context=draft.context,
         vocabulary=draft.vocabulary,
-        modules=tuple(_entry(module, draft, plans[module.rank]) for module in draft.modules),
+        modules=tuple(_entry(m, draft, plans[file_of(draft, m)]) for m in draft.modules),
         passes=draft.passes,
         tools=draft.tools,
         files={name: hashes.get(name) or sha256_of(path) for name, path in found.items()},
@@ -192,7 +192,7 @@ def _put_in_place(folder: Path, destination: Path, digest: str, *, force: bool) 
 
 
 def _bytes_needed(
-    draft: BundleDraft, plans: Mapping[int, ParamsPlan], checkpoint: CheckpointRef
+    draft: BundleDraft, plans: Mapping[str, ParamsPlan], checkpoint: CheckpointRef
 ) -> int:
     params = sum(plan.layout.nbytes for plan in plans.values())
     modules = sum(_size(module.source_folder) for module in draft.modules)
@@ -215,10 +215,6 @@ def _tokenizer_files(checkpoint: CheckpointRef) -> list[Path]:
 def _module_folder(module: ModuleDraft, draft: BundleDraft) -> str:
     length = module.tokens if module.phase == "prefill" else draft.context
     return f"{module.phase}_{length}_rank{module.rank}"
-
-
-def _params_file(rank: int) -> str:
-    return f"{PARAMS_FOLDER}/rank{rank}.safetensors"
 
 
 def _existing_parent(path: Path) -> Path:

@@ -23,6 +23,7 @@ from compiler.comparing.agreement import (
     unchanged,
 )
 from compiler.comparing.padding import padding_trials, why_no_padding
+from compiler.comparing.prompts import prompt_trials, why_one_prompt
 from compiler.comparing.reading import Reader, draw_reader
 from compiler.contracts.comparison import SemanticCheck
 from compiler.contracts.errors import CompilerError
@@ -202,7 +203,7 @@ _PROPERTIES = (
     _Property("window-split", False, _no_split, _split),
     _Property("padding", True, why_no_padding, padding_trials),
     _Property("reset", True, Reader.too_short, _rewind),
-    _Property("batch-rows", True, lambda _: "bundles hold one row", lambda *_: iter(())),
+    _Property("batch-rows", True, why_one_prompt, prompt_trials),
 )
 
 

@@ -22,9 +22,10 @@ from compiler.stages.package import ModuleDraft, check_space, package
 from compiler.stages.rewrite import rewrite
 from compiler.workflows.approval import Approval
 from compiler.workflows.draft import bundle_draft, module_draft
+from compiler.workflows.folding import fold_programs
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
-from compiler.workflows.processes import run_parallel
+from compiler.workflows.processes import run_parallel, scratch_in
 from compiler.workflows.quantizing import calibrated, plan_within_budget
 from compiler.workflows.sharding import shard_programs
 from compiler.workflows.stage_clock import StageClock
@@ -66,8 +67,16 @@ def build(
     Raises:
         CompilerError: Whatever is wrong, by its kind; nothing half-written is left.
     """
-    clock = StageClock(progress or Progress())
+    with scratch_in(config.scratch_folder):
+        return _built(config, output=output, force=force, clock=StageClock(progress or Progress()))
+
+
+def _built(
+    config: BuildConfig, *, output: Path | None, force: bool, clock: StageClock
+) -> BuildResult:
     destination = (output or config.workspace_path / config.name).absolute()
+    for key in config.without_effect():
+        clock.progress.note(f"{key} has no effect here")
     with clock.stage("checkpoint"):
         checkpoint = locate(config, progress=clock.progress)
         plan = plan_build(config, checkpoint, note=clock.progress.note)
@@ -90,7 +99,7 @@ def build(
             probe=entered.probe,
             progress=clock.progress,
         )
-        check_space(destination, rewritten.programs.stored_bytes())
+        _check_params_space(config, destination, (rewritten.programs,))
     linears: Sequence[LinearRecord] = ()
     if quantize is not None and quantize.is_calibrated:
         with clock.stage("calibrate"):
@@ -98,11 +107,14 @@ def build(
             found = calibrated(config, checkpoint, whole, plan.samples, progress=clock.progress)
             rewritten = replace(rewritten, programs=found.applied(whole))
             linears, checkpoint = found.linears, found.checkpoint
+    if config.frontend.shape.batch > 1:
+        with clock.stage("fold"):
+            rewritten = fold_programs(config, rewritten, entered.probe)
     ranks: Sequence[ProgramSet] = (rewritten.programs,)
     if config.frontend.model_kwargs.tp > 1:
         with clock.stage("shard"):
             rewritten, ranks = shard_programs(config, rewritten, entered.probe)
-            check_space(destination, sum(programs.stored_bytes() for programs in ranks))
+            _check_params_space(config, destination, ranks)
     with tempfile.TemporaryDirectory(prefix="graphlower-") as scratch:
         with clock.stage("lower"):
             modules = _lower(config, plan.target, ranks, Path(scratch))
@@ -127,6 +139,13 @@ def build(
         evaluation=evaluation,
         calibrated=linears,
     )
+
+
+def _check_params_space(
+    config: BuildConfig, destination: Path, ranks: Sequence[ProgramSet]
+) -> None:
+    is_merged = config.backend.merge_params
+    check_space(destination, sum(one.stored_bytes(is_merged=is_merged) for one in ranks))
 
 
 def _whole(destination: Path) -> Bundle:

@@ -14,6 +14,7 @@ from compiler.contracts.target_base import Target
 from compiler.contracts.weights import DTYPES
 from compiler.stages.package import check_space
 from compiler.stages.rewrite import rewrite
+from compiler.workflows.folding import fold_programs
 from compiler.workflows.frontend import enter, locate
 from compiler.workflows.plan import plan_build
 from compiler.workflows.sharding import shard_programs
@@ -103,9 +104,11 @@ def _planned(config: BuildConfig) -> tuple[Plan, list[CompilerError]]:
     rewritten = rewrite(
         entered.programs, decided.passes, is_verified=config.verify != "off", probe=entered.probe
     )
+    rewritten = fold_programs(config, rewritten, entered.probe)
     rewritten, ranks = shard_programs(config, rewritten, entered.probe)
     programs = ranks[0]
-    disk_bytes = sum(one.stored_bytes() for one in ranks)
+    is_merged = config.backend.merge_params
+    disk_bytes = sum(one.stored_bytes(is_merged=is_merged) for one in ranks)
     cache_bytes = sum(max(_cache_bytes(program) for program in one) for one in ranks)
     shape = config.frontend.shape
     destination = config.workspace_path / config.name

@@ -19,6 +19,7 @@ from compiler.hashing import sha256_of
 from compiler.pass_order import PlannedPass
 from compiler.text import TOKENIZER_FILES
 from compiler.workflows.evaluation_text import tokens_to_evaluate
+from compiler.workflows.folding import batch_violations
 from compiler.workflows.pass_plan import passes_of
 from compiler.workflows.samples import needs_samples, samples_of
 from compiler.workflows.sharding import ranks_violations
@@ -71,6 +72,7 @@ def plan_build(
     errors: list[CompilerError] = [
         *target.constraints(options, checkpoint.config),
         *ranks_violations(config, target, checkpoint),
+        *batch_violations(config, target),
         *(MachineLacks(lack, where=f"target {target.name}") for lack in _lacks(config, target)),
     ]
     tokens: tuple[int, ...] | None = None

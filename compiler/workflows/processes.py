@@ -13,13 +13,42 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
-from compiler.contracts.errors import MachineLacks
+from compiler.contracts.errors import ConfigError, MachineLacks
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def scratch_in(folder: Path | None) -> Iterator[None]:
+    """Temporary files of what happens inside, child processes included, lie in `folder`.
+
+    Args:
+        folder: Made where it is missing; None leaves them where the system has them.
+
+    Raises:
+        ConfigError: The folder cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder for intermediate files cannot be made: {error}",
+            where="workspace.work_dir",
+            hint="name a folder that can be written, or leave it out",
+        ) from error
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _start_child(scratch: str) -> None:

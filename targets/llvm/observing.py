@@ -135,6 +135,9 @@ class Instrument:
     ) -> None:
         self._observer = observer
         self._tokens = entry.tokens
+        # With several prompts at once, the first row is that of slot 0.
+        ids = next(spec for spec in entry.inputs if spec.name == "input_ids")
+        self._rows = int(ids.shape[-1])
         self._names = {
             tensor.data_ptr(): frozenset({name})
             for name, tensor in zip(entry.params, params, strict=True)
@@ -233,7 +236,7 @@ class Instrument:
     def _after(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         module = self._module(kernel, tensors)
         if module in self._left and self._is_whole(module, tensors):
-            for tap, rows in self._by_token(self._left[module], tensors[-1]):
+            for tap, rows in self._by_token(self._left[module], tensors[-1], rows=self._rows):
                 self._show(tap, rows)
         self._note_form(kernel, tensors)
 
@@ -244,11 +247,11 @@ class Instrument:
         layers = [self._key_caches.get(tensor.data_ptr()) for tensor in tensors[:2]]
         match kernel.rstrip("0123456789"), layers:
             case "cache_update", [int(layer), _]:
-                yield from self._by_token(Tap(layer, "k_rot"), tensors[1])
+                yield from self._by_token(Tap(layer, "k_rot"), tensors[1], rows=self._tokens)
             case "quantized_cache_update", [int(layer), _]:
-                yield from self._by_token(Tap(layer, "k_rot"), tensors[2])
+                yield from self._by_token(Tap(layer, "k_rot"), tensors[2], rows=self._tokens)
             case "attention", [_, int(layer)]:
-                yield from self._by_token(Tap(layer, "q_rot"), tensors[0])
+                yield from self._by_token(Tap(layer, "q_rot"), tensors[0], rows=self._tokens)
                 written = self._past, self._past + self._valid
                 is_int8 = str(tensors[1].dtype) == "int8"
                 k_scales, v_scales = tensors[3:5] if is_int8 else (None, None)
@@ -257,7 +260,7 @@ class Instrument:
             case _:
                 module = self._module(kernel, tensors)
                 if module in self._taken:
-                    yield from self._by_token(self._taken[module], tensors[0])
+                    yield from self._by_token(self._taken[module], tensors[0], rows=self._rows)
 
     def _module(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> str | None:
         """Whose weight a kernel of (x, weight, ...) takes."""
@@ -292,14 +295,16 @@ class Instrument:
             x, codes, scales = tensors
             self._rounded[codes.data_ptr()] = RoundedTokens(memory_of(x).copy(), codes, scales)
 
-    def _by_token(self, tap: Tap, tensor: "tvm_ffi.Tensor") -> Iterator[tuple[Tap, np.ndarray]]:
+    def _by_token(
+        self, tap: Tap, tensor: "tvm_ffi.Tensor", *, rows: int
+    ) -> Iterator[tuple[Tap, np.ndarray]]:
         """The real tokens' rows of a value; nothing where it has not a row for each token."""
         shape = tuple(tensor.shape)
         if str(tensor.dtype) == "int8":
             if rounded := self._rounded.get(tensor.data_ptr()):
                 yield tap, rounded.rows[: self._valid]
-        elif shape[:1] == (self._tokens,) or shape[:2] == (1, self._tokens):
-            yield tap, memory_of(tensor).reshape(self._tokens, -1)[: self._valid]
+        elif shape[:1] == (rows,) or shape[:2] == (1, rows):
+            yield tap, memory_of(tensor).reshape(rows, -1)[: self._valid]
 
     def _show(self, tap: Tap, rows: np.ndarray) -> bool:
         """Whether the observer put other values in place; a shared weight's tap is shown once."""

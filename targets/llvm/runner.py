@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
-from compiler.contracts.errors import MachineLacks
+from compiler.contracts.bundle import Bundle, ModuleEntry
+from compiler.contracts.errors import MachineLacks, TargetError
 from compiler.contracts.program import PHASES, Phase
 from compiler.contracts.runner import WindowedRunner
+from compiler.contracts.slots import slot_name
 from compiler.contracts.taps import Observer
 from compiler.contracts.tensor_parallel import Collectives
 from compiler.relax.collectives import serve_collectives, taking_part
@@ -28,7 +29,7 @@ _CPU_DEVICE, _POOLED_ALLOCATOR = 1, 2
 
 
 class LLVMRunner(WindowedRunner):
-    """One rank of a bundle, one KV cache.
+    """One rank of a bundle, a KV cache for each prompt that it serves at once.
 
     Args:
         bundle: What to run.
@@ -64,12 +65,16 @@ class LLVMRunner(WindowedRunner):
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
         self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
-        mapped = map_parameters(bundle.path / PARAMS_FOLDER / f"rank{rank}.safetensors")
-        tensors = {name: self._tensor(*value) for name, value in mapped.items()}
-        self._params = {
-            entry.phase: [tensors[entry.stored[name]] for name in entry.params] for entry in entries
+        tensors = {
+            file: {name: self._tensor(*value) for name, value in map_parameters(file).items()}
+            for file in sorted({bundle.params_file(entry) for entry in entries})
         }
-        self._caches = self._new_caches(entries[0])
+        self._params = {
+            entry.phase: [tensors[bundle.params_file(entry)][entry.stored[n]] for n in entry.params]
+            for entry in entries
+        }
+        self.slots = _slots(entries[-1])
+        self._caches = self._new_caches(entries[-1])
         self.layers = sum(name.endswith(".key") for name in self._caches)
         self._observed: dict[Phase, tuple[Instrument, tvm_ffi.Function]] = {}
 
@@ -81,30 +86,52 @@ class LLVMRunner(WindowedRunner):
         """One call of the prefill graph; the rows are its output itself."""
         return self._rows("prefill", tokens, past=past, valid=valid)
 
+    def step_slots(self, tokens: np.ndarray, *, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """One call of the decode graph; the caches change in place."""
+        arguments = self._arguments("decode", tokens, past=past, valid=valid)
+        if "decode" not in self._observed:
+            return self._logits(self._functions["decode"](*arguments), self.slots).copy()
+        if valid.nonzero()[0].tolist() != [0]:
+            raise _one_prompt()
+        instrument, function = self._observed["decode"]
+        outputs = instrument.run(function, arguments, past=int(past[0]), valid=1)
+        rows = self._logits(outputs, self.slots).copy()
+        instrument.see_logits(rows[0])
+        return rows
+
     def _rows(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """The logits that a graph gives: every token's, or the wanted one's alone."""
-        given = {
-            "input_ids": tokens,
-            "past_length": np.array([past], np.int64),
-            "valid_length": np.array([valid], np.int64),
-        }
-        arguments = [
-            self._caches[spec.name]
-            if spec.name in self._caches
-            else self._tensor(aligned_copy(given[spec.name]))
-            for spec in self._entries[phase].inputs
-        ]
-        arguments += self._params[phase]
+        lengths = np.array([past], np.int64), np.array([valid], np.int64)
+        arguments = self._arguments(phase, tokens, past=lengths[0], valid=lengths[1])
         if self._collectives is not None:
             with taking_part(self._collectives):
                 return self._logits(self._functions[phase](*arguments), valid)
         if phase not in self._observed:
             return self._logits(self._functions[phase](*arguments), valid)
+        if self.slot:
+            raise _one_prompt()
         instrument, function = self._observed[phase]
         outputs = instrument.run(function, arguments, past=past, valid=valid)
         rows = self._logits(outputs, valid).copy()
         instrument.see_logits(rows[-1])
         return rows
+
+    def _arguments(
+        self, phase: Phase, tokens: np.ndarray, *, past: np.ndarray, valid: np.ndarray
+    ) -> "list[tvm_ffi.Tensor]":
+        """Of one call: a graph of several prompts names all caches, another takes the slot's."""
+        given = {"input_ids": tokens, "past_length": past, "valid_length": valid}
+        entry = self._entries[phase]
+        slot = self.slot if _slots(entry) == 1 else 0
+        caches = [
+            None if spec.name in given else self._caches[slot_name(spec.name, slot)]
+            for spec in entry.inputs
+        ]
+        arguments = [
+            self._tensor(aligned_copy(given[spec.name])) if cache is None else cache
+            for spec, cache in zip(entry.inputs, caches, strict=True)
+        ]
+        return [*arguments, *self._params[phase]]
 
     def observe(self, observer: Observer | None) -> None:
         """Watch the same kernels in machines of their own: TVM takes no instrument back."""
@@ -135,7 +162,10 @@ class LLVMRunner(WindowedRunner):
         assert 0 <= start <= stop <= self.context, f"rows [{start}, {stop}) of {self.context}"
         keys, values = (
             cached_rows(
-                self._caches[name], start, stop, scales=self._caches.get(f"{name}_scale")
+                self._caches[slot_name(name, self.slot)],
+                start,
+                stop,
+                scales=self._caches.get(slot_name(f"{name}_scale", self.slot)),
             ).astype(np.float32)
             for name in (cache_name(layer, kind) for kind in ("key", "value"))
         )
@@ -171,6 +201,16 @@ class LLVMRunner(WindowedRunner):
             zeros = aligned_zeros(shape, np.dtype(np.uint16 if is_bfloat16 else spec.dtype))
             caches[spec.name] = self._tensor(zeros, "bfloat16" if is_bfloat16 else None)
         return caches
+
+
+def _slots(entry: ModuleEntry) -> int:
+    """Prompts that a graph takes at once: decode has a column of `input_ids` for each."""
+    ids = next(spec for spec in entry.inputs if spec.name == "input_ids")
+    return int(ids.shape[-1]) // entry.tokens
+
+
+def _one_prompt() -> TargetError:
+    return TargetError("taps are shown of slot 0 alone", hint="watch one prompt, in slot 0")
 
 
 def _check_features(bundle: Bundle, entry: ModuleEntry) -> None:

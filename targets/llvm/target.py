@@ -39,6 +39,7 @@ class LLVMTarget(Target):
     opens: ClassVar = "bundle"
     compile_options: ClassVar = (*_OPTIONS, *_FOREIGN_OPTIONS)
     has_ranks: ClassVar = True
+    has_slots: ClassVar = True
 
     def probe(self) -> Probe:
         """TVM, its runtime, and a linker."""

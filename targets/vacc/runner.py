@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.contracts.bundle import PARAMS_FOLDER, Bundle, ModuleEntry
+from compiler.contracts.bundle import Bundle, ModuleEntry
 from compiler.contracts.errors import BundleError, MachineLacks
 from compiler.contracts.program import Phase
 from compiler.contracts.runner import WindowedRunner
@@ -83,9 +83,16 @@ class VaccRunner(WindowedRunner):
             for part in (one for parts in self._parts.values() for one in parts):
                 part.loaded.join(collectives)
         self._functions = {e.phase: self._load(bundle, e) for e in entries}
-        mapped = map_parameters(bundle.path / PARAMS_FOLDER / f"rank{rank}.safetensors")
-        tensors = {name: self._ffi.from_dlpack(value) for name, (value, _) in mapped.items()}
-        self._params = {e.phase: [tensors[e.stored[n]] for n in e.params] for e in entries}
+        tensors = {
+            file: {
+                n: self._ffi.from_dlpack(value) for n, (value, _) in map_parameters(file).items()
+            }
+            for file in sorted({bundle.params_file(e) for e in entries})
+        }
+        self._params = {
+            e.phase: [tensors[bundle.params_file(e)][e.stored[n]] for n in e.params]
+            for e in entries
+        }
         self._caches = _new_caches(entries[0])
         self._cache_tensors = {n: self._ffi.from_dlpack(a) for n, a in self._caches.items()}
         self.layers = sum(name.endswith(".key") for name in self._caches)

@@ -121,7 +121,7 @@ def test_every_key_of_the_declared_format_is_kept(load, everything_built):
     assert resolved["frontend"] == {
         "checkpoint": "Qwen2-7B",
         "type": "huggingface",
-        "shape": {"input_ids": [[1024], [2048]]},
+        "shape": {"input_ids": [[1024], [2048]], "batch": 1},
         "model_kwargs": {
             "tp": 4,
             "b2s": True,
@@ -167,17 +167,65 @@ def test_every_key_of_the_declared_format_is_kept(load, everything_built):
     assert (workspace.work_dir, workspace.env_recheck) == ("scratch", False)
 
 
-def test_what_is_not_built_yet_is_refused_all_at_once(load):
-    found = errors_of(load, ZOO)
-    assert {code for _, code, _ in found} == {"not-supported-yet"}
-    assert [(where, message) for where, _, message in found] == [
-        ("model.yaml:11:10", "frontend.model_kwargs.b2s: true is not supported yet"),
-        ("model.yaml:13:17", "frontend.model_kwargs.model_arch: vacc is not supported yet"),
-        ("model.yaml:25:17", "backend.merge_params: false is not supported yet"),
-        ("model.yaml:41:13", "workspace.work_dir: scratch is not supported yet"),
-        ("model.yaml:42:16", "workspace.env_recheck: false is not supported yet"),
-        ("model.yaml:43:10", "workspace.pyenv: base is not supported yet"),
-    ]
+def test_the_declared_format_is_built():
+    assert [limit.key for limit in NOT_SUPPORTED_YET] == ["frontend.type"]
+
+
+SHAPE = "  shape:\n    input_ids: [[64], [128]]\n"
+BATCH = "  model_kwargs: {b2s: %s}\n  shape: {batch: %s, input_ids: [[64], %s]}\n"
+
+
+def of_batch(b2s: str, batch: str, context: str = "[128]") -> str:
+    return MINIMAL.replace(SHAPE, BATCH % (b2s, batch, context))
+
+
+def test_several_prompts_at_once_are_asked_for_twice(load):
+    assert load(MINIMAL).frontend.shape.batch == 1
+    for b2s, batch in (("true", "4"), ("true", "1"), ("false", "1")):
+        config = load(of_batch(b2s, batch))
+        assert config.frontend.shape.batch == int(batch)
+        assert config.target_options().batch == int(batch)
+        assert config.target_options().places["frontend.shape.batch"] == config.place(
+            "frontend.shape.batch"
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (of_batch("false", "2"), "2 prompts at once are the batch folded into the sequence"),
+        (of_batch("true", "2", "[]"), "2 prompts are decoded at once, and prefill alone is built"),
+        (of_batch("true", "0"), "0 is less than 1"),
+    ],
+)
+def test_a_batch_that_cannot_be_served_is_refused(load, text: str, said: str):
+    ((where, code, message),) = errors_of(load, text)
+    assert where is not None
+    assert code == "bad-value"
+    assert message.startswith("frontend.shape.batch: ")
+    assert said in message
+
+
+def test_a_model_arch_but_the_accelerators_is_refused(load):
+    found = errors_of(
+        load, MINIMAL.replace("  shape:", "  model_kwargs: {model_arch: cuda}\n  shape:")
+    )
+    (_, code, message) = found[0]
+    assert (len(found), code) == (1, "bad-value")
+    assert message == "frontend.model_kwargs.model_arch: the text 'cuda' is not one of vacc"
+
+
+def test_keys_of_the_vendors_tool_are_named_as_without_effect(load):
+    assert load(MINIMAL).without_effect() == ()
+    config = load(MINIMAL + "workspace: {env_recheck: false, pyenv: base}\n")
+    assert config.without_effect() == ("workspace.env_recheck", "workspace.pyenv")
+
+
+def test_the_scratch_folder_is_relative_to_the_current_one(load, tmp_path):
+    assert load(MINIMAL).scratch_folder is None
+    config = load(MINIMAL + "workspace: {work_dir: scratch}\n")
+    assert config.scratch_folder == tmp_path / "scratch"
+    assert config.digest() == load(MINIMAL).digest()
 
 
 @pytest.mark.parametrize("limit", NOT_SUPPORTED_YET, ids=lambda limit: limit.key)

@@ -95,13 +95,13 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
         (
             "frontend.shape.input_ids=[[4, 64], [4, 128]]",
             "bad-value",
-            "frontend.shape.input_ids: expected [[P], [C]]: one length each, at batch 1",
+            "frontend.shape.input_ids: expected [[P], [C]]: one length each",
             SHAPE_HINT,
         ),
         (
             "frontend.shape.input_ids=[[], [128]]",
             "bad-value",
-            "frontend.shape.input_ids: expected [[P], [C]]: one length each, at batch 1",
+            "frontend.shape.input_ids: expected [[P], [C]]: one length each",
             SHAPE_HINT,
         ),
         (
@@ -254,7 +254,7 @@ SHAPE_HINT = "write for example [[512], [1024]], or [[512], []] for prefill only
             "frontend.shape.mask=[1]",
             "unknown-key",
             "unknown key 'mask' in 'frontend.shape'",
-            "possible: input_ids",
+            "possible: input_ids, batch",
         ),
         ("pases=[]", "unknown-key", "unknown key 'pases'", "did you mean 'passes'?"),
     ],

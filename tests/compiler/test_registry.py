@@ -66,6 +66,7 @@ def test_the_built_in_names():
         "cast-dtype",
         "drop-nan-guard",
         "eliminate-dead",
+        "fold-batch",
         "fold-constants",
         "fold-mask",
         "fold-shapes",

@@ -227,17 +227,26 @@ class TargetOpener:
         return ProgramSet({phase: one.copy() for phase, one in self._traced.programs.items()})
 
     def _built_by(self, target: Target) -> BuildConfig:
-        """The configuration with this target for its backend, and of its options its own."""
-        backend = self.config.backend
-        if target.name == backend.type:
-            return self.config
-        own = {k: v for k, v in backend.compile.items() if k in target.compile_options}
-        changed = {"type": target.name, "compile": own}
-        return replace(self.config, backend=backend.model_copy(update=changed))
+        """The configuration with this target for its backend, and of its options its own.
+
+        A target that serves a prompt at a time is built so: a comparison reads no more.
+        """
+        config = self.config
+        if target.name == config.backend.type:
+            return config
+        options = config.backend.compile.items()
+        own = {key: value for key, value in options if key in target.compile_options}
+        backend = config.backend.model_copy(update={"type": target.name, "compile": own})
+        if target.has_slots:
+            return replace(config, backend=backend)
+        shape = config.frontend.shape.model_copy(update={"batch": 1})
+        frontend = config.frontend.model_copy(update={"shape": shape})
+        return replace(config, backend=backend, frontend=frontend)
 
     def _bundle(self, target: Target) -> Path:
         """The user's bundle where it is the one of this configuration; else one of our own."""
         if target.name != self.config.backend.type:
+            self._note_left_out(target)
             return self._own(self._built_by(target), Path(target.name, self.config.name))
         theirs = self.config.workspace_path / self.config.name
         standing = existing_bundle(theirs)
@@ -245,6 +254,15 @@ class TargetOpener:
         if standing is None or standing.manifest.digest == digest:
             return build(self.config, progress=self.progress).bundle
         return self._own(self.config, Path(self.config.name))
+
+    def _note_left_out(self, target: Target) -> None:
+        written = self.config.backend.compile
+        options = ", ".join(key for key in written if key not in target.compile_options)
+        if options:
+            self.progress.note(
+                f"{target.name} is built without backend.compile ({options}): those are options of "
+                f"{self.config.backend.type}"
+            )
 
     def _own(self, config: BuildConfig, name: Path) -> Path:
         output = self.config.workspace_path / "compare" / name

@@ -179,18 +179,31 @@ def test_the_size_of_the_blocks_does_not_change_the_file(
     assert content(place / "a") == content(place / "b")
 
 
-def test_params_that_are_not_merged_are_stored_once_a_phase(
+def test_params_that_are_not_merged_have_a_file_for_each_phase_and_rank(
     place: Path, tmp_path: Path, checkpoint: CheckpointRef
 ) -> None:
-    bundle = write(place / "tiny", make_draft(tmp_path / "m", merge_params=False), checkpoint)
-    prefill, decode = bundle.module("prefill"), bundle.module("decode")
-    assert prefill is not None
-    assert decode is not None
-    assert set(prefill.stored.values()).isdisjoint(decode.stored.values())
-    assert decode.stored["embed"] == "embed"
-    assert prefill.stored["embed"] == "embed.2"
-    header, _ = read_params(place / "tiny" / PARAMS)
-    assert header["embed.2"]["shape"] == header["embed"]["shape"] == [50, 6]
+    draft = make_draft(tmp_path / "m", ranks=2, merge_params=False)
+    bundle = write(place / "tiny", draft, checkpoint)
+    assert sorted(path.name for path in (place / "tiny/params").iterdir()) == [
+        f"{phase}_rank{rank}.safetensors" for phase in ("decode", "prefill") for rank in (0, 1)
+    ]
+    for entry in open_bundle(place / "tiny").manifest.modules:
+        assert set(entry.stored.values()) == {"embed", "norm", "bias", f"{entry.phase}.proj"}
+        file = bundle.params_file(entry)
+        assert file.name == f"{entry.phase}_rank{entry.rank}.safetensors"
+        header, _ = read_params(file)
+        named = {name for name in header if not name.startswith("_padding")}
+        assert named == set(entry.stored.values())
+        assert header["embed"]["shape"] == [50, 6]
+
+
+def test_a_phases_own_parameters_that_are_missing_are_named(
+    place: Path, tmp_path: Path, checkpoint: CheckpointRef
+) -> None:
+    write(place / "tiny", make_draft(tmp_path / "m", merge_params=False), checkpoint)
+    (place / "tiny/params/decode_rank0.safetensors").unlink()
+    with pytest.raises(BundleError, match=r": decode_rank0\.safetensors is missing"):
+        open_bundle(place / "tiny")
 
 
 def test_equal_names_of_unequal_weights_are_two_tensors(

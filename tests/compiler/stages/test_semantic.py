@@ -131,13 +131,13 @@ def test_what_does_not_apply_says_why() -> None:
         checks = checked(WindowDecoder(sizes)).values()
         return {check.name: check.said for check in checks if check.status == "not-applicable"}
 
-    assert said(SIZES) == {"batch-rows": "bundles hold one row"}
+    assert said(SIZES) == {"batch-rows": "the runner holds one prompt"}
     full = "prefill gives the last row's logits: windows are full"
     assert said(replace(SIZES, takes_padding=False, has_decode=False, context=4)) == {
         "prefill-decode": "there is no decode graph",
         "window-split": "the context holds one window of 4, which must be full",
         "padding": full,
-        "batch-rows": "bundles hold one row",
+        "batch-rows": "the runner holds one prompt",
     }
     assert (
         said(replace(SIZES, context=1))["causality"] == "the context holds 1 token, two are needed"

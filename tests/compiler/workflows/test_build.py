@@ -13,6 +13,7 @@ from compiler.stages import package as package_stage
 from compiler.stages.open_bundle import open_bundle
 from compiler.workflows import build as build_workflow
 from compiler.workflows.build import build
+from targets.llvm.runner import LLVMRunner
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,27 @@ def test_both_phases_read_one_copy_of_the_weights(built_bundles: BuiltBundles) -
     prefill, decode = open_bundle(built_bundles.bundle()).manifest.modules
     assert prefill.stored == decode.stored
     assert set(prefill.params) == set(prefill.stored)
+
+
+def test_phases_that_share_no_weights_run_as_those_that_do(
+    built_bundles: BuiltBundles, tmp_path: Path
+) -> None:
+    overrides = ["backend.merge_params=false", "workspace.env_recheck=true"]
+    overrides += [f"workspace.work_dir={tmp_path / 'scratch'}"]
+    heard = Heard()
+    config = load_config(built_bundles.yaml(), overrides=overrides)
+    with in_this_process():
+        bundle = open_bundle(build(config, output=tmp_path / "bundle", progress=heard).bundle)
+    assert sorted(path.name for path in (bundle.path / "params").iterdir()) == [
+        "decode_rank0.safetensors",
+        "prefill_rank0.safetensors",
+    ]
+    assert heard.notes == ["workspace.env_recheck has no effect here"]
+    assert list((tmp_path / "scratch").iterdir()) == []
+    shared = LLVMRunner(open_bundle(built_bundles.bundle()))
+    apart = LLVMRunner(bundle)
+    for tokens in ([3, 1, 4, 1, 5], [9], [2, 6]):
+        assert apart.extend(tokens).tobytes() == shared.extend(tokens).tobytes()
 
 
 def test_a_snapshot_of_each_phase_after_each_pass(built_bundles: BuiltBundles) -> None:

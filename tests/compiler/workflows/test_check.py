@@ -55,6 +55,15 @@ def test_the_plan_is_what_a_build_makes(built_bundles: BuiltBundles, model: Tiny
     ]
 
 
+def test_weights_that_phases_do_not_share_count_twice(built_bundles: BuiltBundles) -> None:
+    shared = checked(built_bundles.yaml()).plan
+    apart = checked(built_bundles.yaml(), "backend.merge_params=false").plan
+    assert shared is not None
+    assert apart is not None
+    # All of them stand in both phases, but for the few bytes of what one has alone.
+    assert apart.disk_bytes == pytest.approx(2 * shared.disk_bytes, rel=0.05)
+
+
 @pytest.mark.parametrize("verify", ["probe", "model"])
 def test_no_weight_is_read(
     built_bundles: BuiltBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str

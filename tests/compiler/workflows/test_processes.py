@@ -16,7 +16,7 @@ from compiler_process import alive
 from compiler.contracts.errors import ConfigError, MachineLacks
 from compiler.registry import resolve_target
 from compiler.workflows import processes
-from compiler.workflows.processes import run_isolated, run_parallel
+from compiler.workflows.processes import run_isolated, run_parallel, scratch_in
 
 
 def test_results_come_in_the_order_of_the_calls() -> None:
@@ -32,6 +32,28 @@ def test_a_child_is_another_process_with_its_own_temporary_folder() -> None:
     assert folder.name.startswith("graphlower-")
     assert not folder.exists()
     assert not made.exists()
+
+
+def test_temporary_files_lie_in_the_scratch_folder_while_it_is_named(tmp_path: Path) -> None:
+    before = tempfile.gettempdir()
+    with scratch_in(tmp_path / "deep" / "scratch"):
+        inside = Path(run_isolated(tempfile.mkdtemp))
+        with tempfile.TemporaryDirectory() as own:
+            assert Path(own).parent == tmp_path / "deep" / "scratch"
+    assert inside.parent.parent == tmp_path / "deep" / "scratch"
+    assert tempfile.gettempdir() == before
+    with scratch_in(None):
+        assert tempfile.gettempdir() == before
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="intermediate files cannot be made") as caught,
+        scratch_in(tmp_path / "file" / "scratch"),
+    ):
+        pytest.fail("entered")
+    assert caught.value.where == "workspace.work_dir"
 
 
 def test_a_child_ignores_the_terminals_interrupt() -> None:

@@ -38,6 +38,16 @@ def opener(built_bundles: BuiltBundles) -> TargetOpener:
     return opener_of(built_bundles.config())
 
 
+class Notes(Progress):
+    """Remembers notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def logits_of(runner: Runner) -> np.ndarray:
     try:
         return runner.extend(TOKENS)
@@ -201,6 +211,35 @@ def test_each_target_takes_its_own_options(built_bundles: BuiltBundles, tmp_path
     config = load_config(yaml, overrides=[*overrides, "backend.compile={threads: no}"])
     with pytest.raises(CompilerError, match="threads is False"):
         opener_of(config).check(LLVM)
+
+
+def test_options_of_the_yamls_target_are_left_out_for_another(
+    built_bundles: BuiltBundles, tmp_path: Path
+) -> None:
+    overrides = ["backend.compile={profile: mine.yaml, strict: true}", "backend.dtype=fp16"]
+    yaml = built_bundles.variant(tmp_path)
+    opener = opener_of(load_config(yaml, overrides=overrides, target="vacc"))
+    heard = Notes()
+    opener.progress = heard
+    opener.check(LLVM)
+    with in_this_process():
+        logits_of(opener.open(LLVM))
+    assert heard.notes[1] == (
+        "tvm_llvm is built without backend.compile (profile, strict): those are options of tvm_vacc"
+    )
+    with pytest.raises(CompilerError, match=r"mine\.yaml"):
+        opener.check(TargetChoice("tvm_vacc"))
+
+
+def test_a_target_of_one_prompt_is_built_for_one(
+    built_bundles: BuiltBundles, tmp_path: Path
+) -> None:
+    yaml = built_bundles.variant(tmp_path, batch=2)
+    opener = opener_of(load_config(yaml, overrides=["backend.dtype=fp16"]))
+    opener.check(TargetChoice("tvm_vacc"))
+    alone = opener_of(load_config(yaml, overrides=["backend.dtype=fp16"], target="vacc"))
+    with pytest.raises(CompilerError, match="serves one prompt at a time, not 2"):
+        alone.check(TargetChoice("tvm_vacc"))
 
 
 def test_programs_open_at_a_pass(
