@@ -12,6 +12,7 @@ from targets.vacc.tile_program import (
     ITEM_BYTES,
     ROLES,
     Argument,
+    Collective,
     Compute,
     Kernel,
     Load,
@@ -270,7 +271,7 @@ class _Reading:
         if m := _RUN.fullmatch(line):
             return Run(m[1], m[2], _names(m[3]), _names(m[4]))
         if m := _MEET.fullmatch(line):
-            collective = next(one for one in COLLECTIVES if one == m[1])
+            collective: Collective = "all_reduce" if m[1] == "all_reduce" else "all_gather"
             return Meet(collective, m[2], int(m[3]), m[4], m[5])
         raise self.error("expected `run`, `view`, a collective or `return`")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,25 +113,26 @@ def test_the_weights_of_all_ranks_are_the_whole(vacc_bundles: VaccBundles) -> No
         assert_weights_are_cut(one, vacc_bundles.bundle(ranked(EIGHT, ways)))
 
 
+def folder_of(bundle: Bundle, rank: int = 0) -> Path:
+    entry = bundle.module("decode", rank=rank)
+    assert entry is not None
+    return bundle.path / entry.folder
+
+
 def test_ranks_meet_in_their_programs_and_are_counted(vacc_bundles: VaccBundles) -> None:
     bundle = vacc_bundles.bundle(ranked(EIGHT, 4))
-    texts: list[str] = []
-    for rank in range(4):
-        entry = bundle.module("decode", rank=rank)
-        assert entry is not None
-        folder = bundle.path / entry.folder
-        texts.append((folder / "vacc_decode_0.tiles").read_text(encoding="utf-8"))
-    assert len(set(texts)) == 1
-    meets = [line.split(" (")[0] for line in texts[0].splitlines() if " ways=" in line]
+    folders = [folder_of(bundle, rank) for rank in range(4)]
+    (text,) = {(folder / "vacc_decode_0.tiles").read_text() for folder in folders}
+    meets = [line.split(" (")[0] for line in text.splitlines() if " ways=" in line]
     assert meets == [
         "  all_reduce model.layers.0.self_attn.o_proj ways=4",
         "  all_reduce model.layers.0.mlp.down_proj ways=4",
         "  all_gather lm_head ways=4",
     ]
-    covered = json.loads((folder / "coverage.json").read_text())
+    covered = json.loads((folders[3] / "coverage.json").read_text())
     assert covered["flops"]["share"] == 1.0
     assert {one["reason"] for one in covered["host"]} == {"indices and positions are the host's"}
-    found = json.loads((folder / "estimate.json").read_text())["composites"]
+    found = json.loads((folders[3] / "estimate.json").read_text())["composites"]
     # A ring: three quarters of 256 values of two bytes, twice; of 32 logits, three times.
     assert found["all_reduce"]["linked_bytes"] == 2 * 2 * 256 * 2 * 3 // 4
     assert found["all_gather"]["linked_bytes"] == 3 * 32 * 4
@@ -159,9 +161,7 @@ def test_what_cannot_meet_says_so(vacc_bundles: VaccBundles) -> None:
         )
     with pytest.raises(TargetError, match="all_reduce waits for 2 ranks, and this partition runs"):
         VaccRunner(bundle).extend([1, 2])
-    entry = bundle.module("decode")
-    assert entry is not None
-    file = bundle.path / entry.folder / "vacc_decode_0.tiles"
+    file = folder_of(bundle) / "vacc_decode_0.tiles"
     part = EmulatedPartition(file.read_text(encoding="utf-8"))
     with pytest.raises(TargetError, match="all_reduce is for 2 ranks, there are 3"):
         part.join(Exchange(3).of(0))
