@@ -1,6 +1,7 @@
 """The declared format, parsed once into typed, frozen sections with a place for every value."""
 
 from compiler.config.build_config import BuildConfig, load_config
+from compiler.config.compare_section import CompareLimits
 from compiler.config.pass_list import (
     DEFAULT_PASSES,
     EXPORTED_PASSES,
@@ -11,7 +12,8 @@ from compiler.config.pass_list import (
     build_passes,
 )
 from compiler.config.pass_section import NamedPass, PassSection
-from compiler.config.sections import CompareLimits, Dtype, Verify
+from compiler.config.section_values import Dtype
+from compiler.config.sections import Verify
 
 __all__ = [
     "DEFAULT_PASSES",

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from pydantic import ValidationError
 
+from compiler.config.compare_section import COMPARE_DEFAULTS, CompareLimits
 from compiler.config.explain import config_errors, error_paths, kind_of
 from compiler.config.pass_list import (
     SLICE_PASS,
@@ -20,19 +21,10 @@ from compiler.config.pass_list import (
     quantize_passes,
 )
 from compiler.config.pass_section import PassSection, read_section
+from compiler.config.quantize_section import Dataset
 from compiler.config.rules import rule_errors
-from compiler.config.sections import (
-    COMPARE_DEFAULTS,
-    Backend,
-    CompareLimits,
-    Dataset,
-    Document,
-    Evaluate,
-    Frontend,
-    Verify,
-    Workspace,
-    folder_name,
-)
+from compiler.config.section_values import folder_name
+from compiler.config.sections import Backend, Document, Evaluate, Frontend, Verify, Workspace
 from compiler.contracts.errors import CompilerError, ConfigError, raise_all
 from compiler.contracts.target_base import TargetOptions
 from compiler.registry import is_file_pass, resolve_target

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compiler import registry
 from compiler.config.explain import config_errors, dotted, kind_of
-from compiler.config.sections import Quantize
+from compiler.config.quantize_section import Quantize
 from compiler.contracts.errors import CompilerError, ConfigError, raise_all
 from compiler.contracts.quantization import SEVEN_LINEARS
 from compiler.yaml_source import Source, YamlPath, YamlValue

@@ -1,6 +1,6 @@
 """How a phase of a model is rounded, as its manifest says it."""
 
-from compiler.config.sections import Quantize
+from compiler.config.quantize_section import Quantize
 from compiler.contracts.program import Phase
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from compiler.config import CompareLimits, load_config
+from compiler.config.compare_section import COMPARE_DEFAULTS
 from compiler.config.rules import NOT_SUPPORTED_YET
-from compiler.config.sections import COMPARE_DEFAULTS
 from compiler.contracts.errors import CompilerError, CompilerErrors
 
 ROOT = Path(__file__).parents[2]

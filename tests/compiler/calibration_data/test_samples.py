@@ -13,7 +13,7 @@ from compiler_process import ROOT
 from compiler.calibration_data import CalibrationSamples, ReadLimits, calibration_samples
 from compiler.calibration_data.samples import MOST_TOKENS
 from compiler.calibration_data.windows import CANDIDATES
-from compiler.config.sections import Dataset
+from compiler.config.quantize_section import Dataset
 from compiler.contracts.errors import CompilerError, ConfigError, DatasetError
 
 

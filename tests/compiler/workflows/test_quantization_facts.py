@@ -2,7 +2,7 @@
 
 import pytest
 
-from compiler.config.sections import Quantize
+from compiler.config.quantize_section import Quantize
 from compiler.contracts.program import PHASES
 from compiler.workflows.quantization_facts import quantization_facts
 
