@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from targets.vacc.device import DeviceProfile, read_profile
 from targets.vacc.buffers import DTYPES
+from targets.vacc.device import DeviceProfile, read_profile
 from targets.vacc.emulator import EmulatedPartition
 from targets.vacc.tile_program import Argument, Kernel, Role, Run, TileProgram
 from targets.vacc.tile_text import tile_text
