@@ -1,11 +1,11 @@
 """Packages of targets in a folder, as pip would leave them there; no network is needed."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from compiler_process import ROOT
@@ -16,7 +16,7 @@ EXAMPLE = ROOT / "tests" / "example_plugin"
 def install_example(folder: Path, scratch: Path) -> Path:
     """The example's package in `folder`: by pip where it can build, else as pip would leave it."""
     source = Path(shutil.copytree(EXAMPLE, scratch / "example_plugin"))
-    if importlib.util.find_spec("setuptools") is not None:
+    if _can_build():
         flags = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target")
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *flags]
         subprocess.run([*command, str(folder), str(source)], check=True, capture_output=True)
@@ -28,6 +28,15 @@ def install_example(folder: Path, scratch: Path) -> Path:
     points = project["entry-points"]["graphlower.targets"]
     write_metadata(folder, project["name"], points)
     return folder
+
+
+def _can_build() -> bool:
+    """Whether setuptools is here and makes wheels by itself, which it does since 70.1."""
+    try:
+        major = int(metadata.version("setuptools").partition(".")[0])
+    except metadata.PackageNotFoundError:
+        return False
+    return major > 70
 
 
 def write_metadata(folder: Path, name: str, targets: Mapping[str, str]) -> None:

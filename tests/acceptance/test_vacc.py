@@ -12,7 +12,7 @@ from trained_model import prompts, trained_reference
 from transformers import PreTrainedModel
 
 from compiler.comparing.steps import Step, compare_step
-from compiler.config.sections import COMPARE_DEFAULTS, Dtype
+from compiler.config.compare_section import COMPARE_DEFAULTS, Dtype
 from compiler.workflows.run import open_session
 
 pytestmark = pytest.mark.accept
