@@ -6,11 +6,15 @@ import typing
 from collections.abc import Iterable, Mapping
 
 from compiler import registry
+from compiler.config import FOLD_PASS, SHARD_PASS
 from compiler.contracts.errors import ConfigError
 from compiler.contracts.pass_base import Pass
 from compiler.pass_order import PlannedPass, arrange
 
 _MISSING = dataclasses.MISSING
+
+# The build runs these itself, behind every pass that a YAML may list.
+_OF_THE_BUILD = frozenset((FOLD_PASS, SHARD_PASS))
 
 # How often a built-in pass that is not required stands before the tried one: one that the tried
 # pass follows, and any other.
@@ -31,7 +35,7 @@ def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
     chosen = _closure(_by_name(rewriting.required()))
     if draw.random() < _BARE:
         return _ordered(chosen.values(), draw)
-    for name in sorted(registry.PASSES):
+    for name in sorted({*registry.PASSES} - _OF_THE_BUILD):
         share = _FOLLOWED if name in rewriting.after else _SHARE
         added = _closure(_with_drawn_options(name, draw)) if draw.random() < share else {}
         if not any(_follows(one, rewriting.name) for one in added.values()):

@@ -17,8 +17,9 @@ PAGES = [
 ]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# Whole builds besides the demo's, one of them with a calibration: minutes each.
-_LONG = ("build models/smollm2-135m-", "--ladder")
+# Whole builds besides the demo's, one of them with a calibration, and every step of a model read
+# several times: minutes each.
+_LONG = ("build models/smollm2-135m-", "--ladder", "--semantic")
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

@@ -88,7 +88,7 @@ class Model:
             rank=0,
             folder="",
             tokens=WINDOW,
-            inputs=(),
+            inputs=self.program.inputs(),
             outputs=(),
             params=params,
             stored={},
