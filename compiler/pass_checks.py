@@ -1,11 +1,12 @@
 """Whether a pass left a sound program, and told the truth about it; numbers apart."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassReport
 from compiler.contracts.program import Program, TensorSpec
 
@@ -64,6 +65,21 @@ def structure_problem(program: Program, model: onnx.ModelProto) -> tuple[str, st
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return "invalid", " ".join(str(error).split())
+    return None
+
+
+def invalid_graph(program: Program, model: onnx.ModelProto) -> str | None:
+    """`structure_problem` as what a pass did."""
+    problem = structure_problem(program, model)
+    return None if problem is None else f"left an invalid graph: {problem[1]}"
+
+
+def broken_invariant(program: Program, invariants: Iterable[Invariant]) -> str | None:
+    """The first that no longer holds."""
+    for invariant in invariants:
+        violations = invariant.violations(program)
+        if violations:
+            return f"broke '{invariant.name}': {'; '.join(violations)}"
     return None
 
 

@@ -8,14 +8,14 @@ it gets alone.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compiler.contracts.errors import CompilerError, PassError
+from compiler.contracts.errors import PassError
 from compiler.contracts.invariants import Invariant
-from compiler.contracts.pass_base import Pass, PassRecord, PassReport, Skip
+from compiler.contracts.pass_base import Pass, PassRecord, PassReport
 from compiler.contracts.program import Phase, Program, ProgramSet
 from compiler.numerics.folded_run import folded_error
 from compiler.numerics.isomorphism import difference
 from compiler.numerics.probe import ProbeModel
-from compiler.pass_checks import report_problem, state_of, structure_problem
+from compiler.own_pass import at_fault, refuse_unsound, run_on_copy, saying
 
 
 @dataclass(frozen=True)
@@ -53,49 +53,21 @@ def fold(
     """
     single = programs.programs["decode"]
     error: float | None = None
-    try:
+    with saying(folding, "decode", place=place):
         program, report = _folded(folding, single)
         if is_verified:
-            _check(single, program, report, invariants.get("decode", ()))
+            refuse_unsound(single, program, report, invariants.get("decode", ()))
+            if program.weights != single.weights:
+                raise at_fault("changed the weights")
         if probe is not None:
             error = _measured(probe, program, folding, batch=batch)
-    except CompilerError as problem:
-        message = f"pass '{folding.name}' on decode: {problem.message}"
-        hint, code = problem.hint, problem.code
-        raise type(problem)(message, where=place, hint=hint, code=code) from problem
     record = PassRecord(folding.name, "decode", len(report.rewrites), report.skips, error)
     return Folded(ProgramSet({**programs.programs, "decode": program}), record)
 
 
 def _folded(folding: Pass, single: Program) -> tuple[Program, PassReport]:
-    program = single.copy()
-    report = folding.run(program)
-    program.prune_parameters()
-    if not report.rewrites:
-        reason = report.skips[0] if report.skips else Skip("graph", "nothing was found to fold")
-        raise PassError(
-            f"declines {reason.node}: {reason.reason}",
-            hint="build for one prompt (batch: 1), or leave out the pass that made it so",
-            code="not-folded",
-        )
-    return program, report
-
-
-def _check(
-    single: Program, program: Program, report: PassReport, invariants: Sequence[Invariant]
-) -> None:
-    """What is checked after any pass, and that no weight is there twice."""
-    model = program.model()
-    problem = structure_problem(program, model)
-    said = None if problem is None else f"left an invalid graph: {problem[1]}"
-    said = said or report_problem(report, state_of(single), state_of(program, model))
-    if program.weights != single.weights:
-        said = said or "changed the weights"
-    for invariant in invariants:
-        broken = "; ".join(invariant.violations(program))
-        said = said or (f"broke '{invariant.name}': {broken}" if broken else None)
-    if said is not None:
-        raise PassError(said, hint="the pass is at fault: report it to its author")
+    hint = "build for one prompt (batch: 1), or leave out the pass that made it so"
+    return run_on_copy(folding, single, hint=hint, code="not-folded")
 
 
 def _measured(probe: ProbeModel, program: Program, folding: Pass, *, batch: int) -> float:

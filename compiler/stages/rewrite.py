@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx
-
 from compiler.contracts.errors import CheckFailed, CompilerError, PassError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass, PassRecord, PassReport
@@ -23,6 +21,8 @@ from compiler.numerics.measured_pass import Measured, MeasuredPhase
 from compiler.numerics.probe import ProbeModel
 from compiler.pass_checks import (
     ProgramState,
+    broken_invariant,
+    invalid_graph,
     report_problem,
     signature_problem,
     state_of,
@@ -149,10 +149,10 @@ def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> Pass
     after = state.state = state_of(program, model)
     if is_verified:
         problem = (
-            _structure_problem(program, model)
+            invalid_graph(program, model)
             or signature_problem(rewriting, before, after)
             or report_problem(report, before, after)
-            or _invariant_problem(state)
+            or broken_invariant(program, state.invariants)
         )
         if problem is not None:
             raise PassError(
@@ -168,11 +168,6 @@ def _run(planned: PlannedPass, state: _PhaseState, *, is_verified: bool) -> Pass
         error=None if measured is None else measured.error,
         float64_error=None if measured is None else measured.float64_error,
     )
-
-
-def _structure_problem(program: Program, model: onnx.ModelProto) -> str | None:
-    problem = structure_problem(program, model)
-    return None if problem is None else f"left an invalid graph: {problem[1]}"
 
 
 def _measure(
@@ -237,11 +232,3 @@ def _check_expected(planned: PlannedPass, report: PassReport, program: Program) 
             hint="mend what the pass declines, or change its count under `expect:`",
             code="pass-expectation",
         )
-
-
-def _invariant_problem(state: _PhaseState) -> str | None:
-    for invariant in state.invariants:
-        violations = invariant.violations(state.program)
-        if violations:
-            return f"broke '{invariant.name}': {'; '.join(violations)}"
-    return None

@@ -8,14 +8,14 @@ rank; and the probe's ranks, run in step, must give what the whole probe gives.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compiler.contracts.errors import CompilerError, PassError
+from compiler.contracts.errors import PassError
 from compiler.contracts.invariants import Invariant
-from compiler.contracts.pass_base import Pass, PassRecord, PassReport, Skip
+from compiler.contracts.pass_base import Pass, PassRecord, PassReport
 from compiler.contracts.placement import Placement, placements
 from compiler.contracts.program import Phase, Program, ProgramSet
 from compiler.numerics.probe import ProbeModel
 from compiler.numerics.ranks_run import RankProgram, ranks_error
-from compiler.pass_checks import report_problem, state_of, structure_problem
+from compiler.own_pass import refuse_unsound, run_on_copy, saying
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,16 @@ def shard(
     records: list[PassRecord] = []
     for phase, whole in programs.programs.items():
         error: float | None = None
-        try:
+        with saying(shards[0], phase, place=place):
             reports = [_sharded(one, whole) for one in shards]
             for rank, (program, report) in enumerate(reports):
                 found[rank][phase] = program
                 if is_verified:
-                    _check(whole, program, report, invariants.get(phase, ()))
+                    refuse_unsound(whole, program, report, invariants.get(phase, ()))
             if is_verified:
                 _check_cover(whole, [program for program, _ in reports])
             if probe is not None:
                 error = _measured(probe, phase, shards, reports[0][1])
-        except CompilerError as problem:
-            message = f"pass '{shards[0].name}' on {phase}: {problem.message}"
-            hint, code = problem.hint, problem.code
-            raise type(problem)(message, where=place, hint=hint, code=code) from problem
         report = reports[0][1]
         records.append(PassRecord(shards[0].name, phase, len(report.rewrites), report.skips, error))
     return Sharded(tuple(ProgramSet(one) for one in found), tuple(records))
@@ -74,32 +70,8 @@ def shard(
 
 def _sharded(rewriting: Pass, whole: Program) -> tuple[Program, PassReport]:
     """One rank's program."""
-    program = whole.copy()
-    report = rewriting.run(program)
-    program.prune_parameters()
-    if not report.rewrites:
-        reason = report.skips[0] if report.skips else Skip("graph", "nothing was found to divide")
-        raise PassError(
-            f"declines {reason.node}: {reason.reason}",
-            hint="build one rank (tp: 1), or leave out the pass that made it so",
-            code="not-sharded",
-        )
-    return program, report
-
-
-def _check(
-    whole: Program, program: Program, report: PassReport, invariants: Sequence[Invariant]
-) -> None:
-    """What is checked after any pass."""
-    model = program.model()
-    problem = structure_problem(program, model)
-    said = None if problem is None else f"left an invalid graph: {problem[1]}"
-    said = said or report_problem(report, state_of(whole), state_of(program, model))
-    for invariant in invariants:
-        broken = "; ".join(invariant.violations(program))
-        said = said or (f"broke '{invariant.name}': {broken}" if broken else None)
-    if said is not None:
-        raise PassError(said, hint="the pass is at fault: report it to its author")
+    hint = "build one rank (tp: 1), or leave out the pass that made it so"
+    return run_on_copy(rewriting, whole, hint=hint, code="not-sharded")
 
 
 def _check_cover(whole: Program, ranks: Sequence[Program]) -> None:

@@ -1,14 +1,14 @@
 """config and rewritten programs -> a decode program of several prompts, by the registered pass."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from compiler.config import FOLD_PASS, BuildConfig, PassSpec, build_passes
 from compiler.contracts.errors import CompilerError, ConfigError
 from compiler.contracts.target_base import Target
 from compiler.numerics.probe import ProbeModel
 from compiler.stages.fold import fold
-from compiler.stages.rewrite import Rewritten, snapshot_name
+from compiler.stages.rewrite import Rewritten
+from compiler.workflows.own_passes import listed_errors, recorded
 
 _BATCH = "frontend.shape.batch"
 
@@ -16,16 +16,13 @@ _BATCH = "frontend.shape.batch"
 def batch_violations(config: BuildConfig, target: Target) -> list[CompilerError]:
     """What stands against `batch`, and a fold pass in the list of passes."""
     batch = config.frontend.shape.batch
-    found: list[CompilerError] = [
-        ConfigError(
-            f"'{FOLD_PASS}' is run by the build, behind all others",
-            where=spec.place,
-            hint="leave it out, and write `batch:` under frontend.shape",
-            code="fold-pass",
-        )
-        for spec in (*config.pass_list, *(one.spec for one in config.passes.add))
-        if spec.name == FOLD_PASS
-    ]
+    found = listed_errors(
+        config,
+        FOLD_PASS,
+        said="behind all others",
+        hint="leave it out, and write `batch:` under frontend.shape",
+        code="fold-pass",
+    )
     if batch == 1:
         return found
     place = config.place(_BATCH)
@@ -63,11 +60,5 @@ def fold_programs(config: BuildConfig, rewritten: Rewritten, probe: ProbeModel |
         is_verified=config.verify != "off",
         probe=probe,
     )
-    number = 1 + max(int(Path(name).name[:2]) for name in rewritten.snapshots)
-    graph = folded.programs.programs["decode"].model().SerializeToString(deterministic=True)
-    return replace(
-        rewritten,
-        programs=folded.programs,
-        records=(*rewritten.records, folded.record),
-        snapshots={**rewritten.snapshots, snapshot_name("decode", number, FOLD_PASS): graph},
-    )
+    done = recorded(rewritten, FOLD_PASS, [folded.programs.programs["decode"]], [folded.record])
+    return replace(done, programs=folded.programs)

@@ -1,8 +1,5 @@
 """config and rewritten programs -> the programs of each rank, by the registered pass."""
 
-from dataclasses import replace
-from pathlib import Path
-
 from compiler.config import SHARD_PASS, BuildConfig, PassSpec, build_passes
 from compiler.contracts.errors import CompilerError, ConfigError
 from compiler.contracts.program import ProgramSet
@@ -10,8 +7,9 @@ from compiler.contracts.target_base import Target
 from compiler.contracts.tensor_parallel import sharding_violations
 from compiler.contracts.weights import CheckpointRef
 from compiler.numerics.probe import ProbeModel
-from compiler.stages.rewrite import Rewritten, snapshot_name
+from compiler.stages.rewrite import Rewritten
 from compiler.stages.shard import shard
+from compiler.workflows.own_passes import listed_errors, recorded
 
 
 def ranks_violations(
@@ -19,16 +17,13 @@ def ranks_violations(
 ) -> list[CompilerError]:
     """What stands against `tp`, and a shard pass in the list of passes."""
     ways = config.frontend.model_kwargs.tp
-    found: list[CompilerError] = [
-        ConfigError(
-            f"'{SHARD_PASS}' is run by the build, once for each rank",
-            where=spec.place,
-            hint="leave it out, and write `tp:` under frontend.model_kwargs",
-            code="shard-pass",
-        )
-        for spec in (*config.pass_list, *(one.spec for one in config.passes.add))
-        if spec.name == SHARD_PASS
-    ]
+    found = listed_errors(
+        config,
+        SHARD_PASS,
+        said="once for each rank",
+        hint="leave it out, and write `tp:` under frontend.model_kwargs",
+        code="shard-pass",
+    )
     if ways == 1:
         return found
     place = config.place("frontend.model_kwargs.tp")
@@ -72,17 +67,5 @@ def shard_programs(
         is_verified=config.verify != "off",
         probe=probe,
     )
-    number = 1 + max(int(Path(name).name[:2]) for name in rewritten.snapshots)
     # The graphs of the other ranks differ by their weights alone.
-    snapshots = {
-        snapshot_name(program.phase, number, SHARD_PASS): program.model().SerializeToString(
-            deterministic=True
-        )
-        for program in sharded.ranks[0]
-    }
-    done = replace(
-        rewritten,
-        records=(*rewritten.records, *sharded.records),
-        snapshots={**rewritten.snapshots, **snapshots},
-    )
-    return done, sharded.ranks
+    return recorded(rewritten, SHARD_PASS, sharded.ranks[0], sharded.records), sharded.ranks
