@@ -157,7 +157,7 @@ class Subject:
             )
         try:
             return self._bundle
-        except Exception as error:
+        except Exception as error:  # a stranger's code: said by each check that needs the model
             self._why_no_model = str(error) or type(error).__name__
             raise
 

@@ -105,6 +105,16 @@ class Program:
         """The activations that a caller gives, in order."""
         return tuple(_spec(t) for t in self.graph.inputs if t.name not in self.weights)
 
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the inputs that are weights, in order."""
+        return tuple(t.name for t in self.graph.inputs if t.name in self.weights)
+
+    def symbolic_inputs(self) -> tuple[TensorSpec, ...]:
+        """Activations of which an axis has no length yet."""
+        return tuple(
+            spec for spec in self.inputs() if any(isinstance(axis, str) for axis in spec.shape)
+        )
+
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What a caller gets, in order."""
         return tuple(_spec(tensor) for tensor in self.graph.outputs)

@@ -21,6 +21,7 @@ import numpy as np
 from compiler.contracts.tensor_parallel import ALL_GATHER, ALL_REDUCE, Collectives
 from compiler.relax.importer import AttributeValue, FusedConverter
 from compiler.relax.lean import import_tvm_ffi
+from compiler.relax.raised import Raised
 
 if TYPE_CHECKING:
     import tvm_ffi
@@ -37,11 +38,12 @@ class _Part(threading.local):
 
     Attributes:
         collectives: Its line to the others; None outside `taking_part`.
-        error: What a collective raised, which the virtual machine would turn into another.
+        raised: What a collective raised.
     """
 
-    collectives: Collectives | None = None
-    error: BaseException | None = None
+    def __init__(self) -> None:
+        self.collectives: Collectives | None = None
+        self.raised = Raised()
 
 
 _PART = _Part()
@@ -59,15 +61,12 @@ def taking_part(collectives: Collectives) -> Iterator[None]:
     Raises:
         RunError: What a collective raised.
     """
-    _PART.collectives, _PART.error = collectives, None
+    _PART.collectives = collectives
     try:
-        yield
-    except Exception:
-        if _PART.error is None:
-            raise
-        raise _PART.error from None
+        with _PART.raised.restored():
+            yield
     finally:
-        _PART.collectives, _PART.error = None, None
+        _PART.collectives = None
 
 
 @cache
@@ -86,11 +85,8 @@ def _served(
 ) -> "Callable[[tvm_ffi.Tensor, tvm_ffi.Tensor], None]":
     def serve(given: "tvm_ffi.Tensor", result: "tvm_ffi.Tensor") -> None:
         assert _PART.collectives is not None, "a rank's module runs outside of `taking_part`"
-        try:
+        with _PART.raised.kept():
             np.from_dlpack(result)[...] = chosen(_PART.collectives)(np.from_dlpack(given))
-        except BaseException as error:
-            _PART.error = error
-            raise
 
     return serve
 

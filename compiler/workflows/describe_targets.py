@@ -90,7 +90,7 @@ def _listed(name: str) -> TargetSummary:
         return _described(target, name, probe=target.probe())
     except CompilerError as error:
         return TargetSummary(name, aliases, owner, problem=error.message)
-    except Exception as error:
+    except Exception as error:  # a stranger's code: its row says what it raises
         problem = f"{type(error).__name__}: {error}"
         return TargetSummary(name, aliases, owner, problem=f"cannot be probed: {problem}")
 

@@ -36,6 +36,7 @@ from compiler.contracts.errors import TargetError
 from compiler.contracts.int8_scales import quantized_rows
 from compiler.contracts.taps import Observer, Tap
 from compiler.relax.lean import import_tvm_ffi
+from compiler.relax.raised import Raised
 from targets.llvm.rounded_tokens import RoundedTokens
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Instrument:
         self._rounded: dict[int, RoundedTokens] = {}
         # Address and tap of a replaced residual that no sum has read yet.
         self._unread: tuple[int, Tap] | None = None
-        self._raised: BaseException | None = None
+        self._raised = Raised()
 
     def run(
         self,
@@ -178,14 +179,8 @@ class Instrument:
             BaseException: What the observer raised, as it is.
         """
         self._begin(past=past, valid=valid)
-        try:
+        with self._raised.restored():
             outputs = function(*arguments)
-        except Exception:
-            # TVM passes an exception on as an error of its own.
-            raised, self._raised = self._raised, None
-            if raised is None:
-                raise
-            raise raised from None
         if self._unread is not None:
             raise _was_copied(self._unread[1])
         return outputs
@@ -200,15 +195,12 @@ class Instrument:
         """As the VM asks; its own builtins move no values."""
         if name.startswith("vm.builtin."):
             return
-        try:
+        with self._raised.kept():
             tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
             if name.startswith("integer_linear"):
                 # As `linear` has them: (x, weight, ..), without the scales of x.
                 del tensors[1]
             self._before(name, tensors) if is_before else self._after(name, tensors)
-        except BaseException as e:
-            self._raised = e
-            raise
 
     def _before(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         self._note_reading(tensors)

@@ -1,7 +1,6 @@
 """Relax -> executable for a CPU: every phase by name, in order.
 
-TVM's default CPU pipeline neither fuses nor schedules; this is its replacement, as one list. What
-the kernels of this target do not cover is legalized, fused by TVM, and scheduled by
+What the kernels of this target do not cover is legalized, fused by TVM, and scheduled by
 `schedule_rest`.
 """
 
@@ -10,6 +9,7 @@ from collections.abc import Callable
 import tvm
 from tvm import relax
 
+from compiler.relax.phases import executable_calls, fused_kernels
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.default_schedule import schedule_rest
 from targets.llvm.linears import lower_linears
@@ -33,27 +33,10 @@ def pipeline(features: CpuFeatures, *, threads: int) -> tvm.transform.Pass:
             # Products with stored weights go to our kernel while they still look like products.
             linears,
             relax.transform.DeadCodeElimination(),
-            # Everything else becomes TIR, and neighbours are fused.
-            relax.transform.LegalizeOps(),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FoldConstant(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
+            *fused_kernels(),
             relax.transform.DeadCodeElimination(),
             schedule,
-            # Reshapes become views, calls write into given buffers.
-            relax.transform.RewriteDataflowReshape(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            # Activations share storage.
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
+            *executable_calls(),
         ],
         name="graphlower.llvm",
     )

@@ -110,8 +110,7 @@ class LLVMTarget(Target):
         """Inputs of symbolic shape: every kernel here is compiled for one shape."""
         return tuple(
             Skip(spec.name, f"its shape {spec.shape} is symbolic; 'plan-kv-cache' makes it static")
-            for spec in program.inputs()
-            if any(isinstance(axis, str) for axis in spec.shape)
+            for spec in program.symbolic_inputs()
         )
 
     def lower(self, program: Program, options: TargetOptions, folder: Path) -> Lowered:
@@ -121,16 +120,12 @@ class LLVMTarget(Target):
             TargetError: The program has operators or shapes that cannot be lowered.
             MachineLacks: TVM or a linker is missing.
         """
-        problems = self.unsupported(program)
-        if problems:
-            raise TargetError(problems[0].reason, where=problems[0].node)
         from targets.llvm.lower import write_library
 
         features, threads = _features(options), _threads(options)
         write_library(program, folder / LIBRARY, features=features, threads=threads)
         facts = {**self.fingerprint(options), "library": LIBRARY}
-        params = tuple(t.name for t in program.graph.inputs if t.name in program.weights)
-        return Lowered(params=params, facts=facts)
+        return Lowered(params=program.parameters(), facts=facts)
 
     def open(
         self,

@@ -9,26 +9,13 @@ import tvm
 from tvm import relax
 
 from compiler.relax.link import link_shared
+from compiler.relax.phases import executable_calls, fused_kernels
 
 _PIPELINE = tvm.transform.Sequential(
     [
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FoldConstant(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
+        *fused_kernels(),
         relax.transform.DeadCodeElimination(["main"]),
-        relax.transform.RewriteDataflowReshape(),
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
+        *executable_calls(),
     ],
     name="graphlower.vacc.host",
 )

@@ -21,6 +21,7 @@ from compiler.contracts.tensor_parallel import Collectives
 from compiler.ranks.observing import RankObserver
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, map_parameters
+from compiler.relax.raised import Raised
 from targets.vacc.driver import LoadedPartition, VaccDriver, Watch
 from targets.vacc.drivers import load_driver
 from targets.vacc.observing import TapWatch
@@ -98,7 +99,7 @@ class VaccRunner(WindowedRunner):
         self.layers = sum(name.endswith(".key") for name in self._caches)
         self._observer: Observer | None = None
         self._watch: TapWatch | None = None
-        self._raised: BaseException | None = None
+        self._raised = Raised()
 
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """One call of one graph; the caches change in place."""
@@ -169,15 +170,8 @@ class VaccRunner(WindowedRunner):
         return wide.reshape(stop - start, -1)
 
     def _run(self, phase: Phase, arguments: "list[tvm_ffi.Tensor]") -> "Sequence[tvm_ffi.Tensor]":
-        self._raised = None
-        try:
+        with self._raised.restored():
             return self._functions[phase](*arguments)
-        except Exception:
-            # TVM passes an exception on as an error of its own.
-            raised, self._raised = self._raised, None
-            if raised is None:
-                raise
-            raise raised from None
 
     def _load(self, bundle: Bundle, entry: ModuleEntry) -> "tvm_ffi.Function":
         library = bundle.path / entry.folder / str(entry.target["library"])
@@ -193,7 +187,7 @@ class VaccRunner(WindowedRunner):
         """What the host's part calls: tensors in, tensors out, states as they were given."""
 
         def call(*tensors: "tvm_ffi.Tensor") -> object:
-            try:
+            with self._raised.kept():
                 arrays = [np.from_dlpack(tensor) for tensor in tensors]
                 results = _call(part, arrays, self._watch)
                 places = {id(array): tensor for array, tensor in zip(arrays, tensors, strict=True)}
@@ -201,9 +195,6 @@ class VaccRunner(WindowedRunner):
                     places.get(id(one)) or self._ffi.from_dlpack(aligned_copy(one))
                     for one in results
                 ]
-            except BaseException as e:
-                self._raised = e
-                raise
             return given[0] if len(given) == 1 else self._ffi.convert(given)
 
         return call

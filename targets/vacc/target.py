@@ -94,8 +94,7 @@ class VaccTarget(Target):
         """Inputs of symbolic shape: tiles are of one shape."""
         return tuple(
             Skip(spec.name, f"its shape {spec.shape} is symbolic; 'plan-kv-cache' makes it static")
-            for spec in program.inputs()
-            if any(isinstance(axis, str) for axis in spec.shape)
+            for spec in program.symbolic_inputs()
         )
 
     def lower(self, program: Program, options: TargetOptions, folder: Path) -> Lowered:
@@ -105,9 +104,6 @@ class VaccTarget(Target):
             TargetError: The program cannot be lowered, or falls back where `strict` refuses it.
             MachineLacks: TVM or a linker is missing.
         """
-        problems = self.unsupported(program)
-        if problems:
-            raise TargetError(problems[0].reason, where=problems[0].node)
         from targets.vacc.lower import write_phase
 
         facts = write_phase(
@@ -117,8 +113,7 @@ class VaccTarget(Target):
             driver=load_driver(_driver(options)),
             is_strict=options.compile.get("strict") is True,
         )
-        params = tuple(t.name for t in program.graph.inputs if t.name in program.weights)
-        return Lowered(params=params, facts={**self.fingerprint(options), **facts})
+        return Lowered(params=program.parameters(), facts={**self.fingerprint(options), **facts})
 
     def open(
         self,

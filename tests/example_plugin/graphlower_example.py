@@ -21,7 +21,7 @@ class ExampleTarget(Target):
 
     def lower(self, program, options, folder):
         (folder / "model.onnx").write_bytes(program.model().SerializeToString(deterministic=True))
-        params = tuple(t.name for t in program.graph.inputs if t.name in program.weights)
+        params = program.parameters()
         return Lowered(params=params, facts={})
 
     def open(self, model, *, threads=None, variant=""):

@@ -139,9 +139,6 @@ def test_symbolic_shapes_are_refused(traced_models: TracedModels, tmp_path: Path
         "past_key_values.0.key",
         "past_key_values.0.value",
     ]
-    with pytest.raises(TargetError) as caught:
-        LLVMTarget().lower(program, OPTIONS, tmp_path)
-    assert caught.value.where == "attention_mask"
     with pytest.raises(Exception, match="cannot lower it: its shape") as several:
         lower_program(LLVMTarget, program, OPTIONS, tmp_path / "out")
     assert len(getattr(several.value, "errors", ())) == 3
