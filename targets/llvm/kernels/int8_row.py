@@ -38,8 +38,7 @@ def round_row(
 ) -> Expr:
     """Emit codes[to] = the codes of x[at], rows along the last axis of both; its scale."""
     width = int(x.shape[-1])
-    raw = T.Bind(_largest_magnitude(x, at, lanes=lanes) / splat(_LARGEST_CODE, 1))
-    scale = T.Bind(T.Select(raw < splat(_SMALLEST_SCALE, 1), splat(1.0, 1), raw))
+    scale = row_scale(x, at, largest=_LARGEST_CODE, lanes=lanes)
 
     def quantize(k: Expr | int, count: int) -> None:
         code = T.nearbyint(load(x, (*at, k), count) / splat(scale, count))
@@ -51,6 +50,12 @@ def round_row(
     for k, count in chunks(width - whole, lanes):
         quantize(whole + k, count)
     return scale
+
+
+def row_scale(x: Buffer, at: Sequence[Expr | int], *, largest: float, lanes: int) -> Expr:
+    """Emit the scale with which the largest magnitude of a row becomes `largest`."""
+    raw = T.Bind(_largest_magnitude(x, at, lanes=lanes) / splat(largest, 1))
+    return T.Bind(T.Select(raw < splat(_SMALLEST_SCALE, 1), splat(1.0, 1), raw))
 
 
 def _largest_magnitude(x: Buffer, at: Sequence[Expr | int], *, lanes: int) -> Expr:

@@ -85,13 +85,21 @@ def narrow(value: Expr, dtype: str, *, lanes: int) -> Expr:
     if dtype == "float16":
         return T.cast(value, typed("float16", lanes))
     assert dtype == "bfloat16", dtype
+    return T.reinterpret(typed("bfloat16", lanes), bfloat16_bits(value, lanes))
+
+
+def bfloat16_bits(value: Expr, lanes: int) -> Expr:
+    """Emit fp32 -> the uint16 that is its bfloat16, as `narrow` rounds.
+
+    For scratch memory: TVM keeps buffers of bfloat16 that a function allocates in fp32.
+    """
     value = T.Bind(value)
     bits = T.Bind(T.reinterpret(typed("uint32", lanes), value))
     odd = (bits >> _uint(16, lanes)) & _uint(1, lanes)
     rounded = (bits + odd + _uint(0x7FFF, lanes)) >> _uint(16, lanes)
     quiet = (bits >> _uint(16, lanes)) | _uint(0x40, lanes)
     half = T.Select(value == value, rounded, quiet)
-    return T.reinterpret(typed("bfloat16", lanes), T.cast(half, typed("uint16", lanes)))
+    return T.cast(half, typed("uint16", lanes))
 
 
 def store(buffer: Buffer, indices: Sequence[Expr | int], value: Expr, *, lanes: int) -> None:
