@@ -13,6 +13,7 @@ from compiler.relax.phases import executable_calls, fused_kernels
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.default_schedule import schedule_rest
 from targets.llvm.linears import lower_linears
+from targets.llvm.packed_linears import lower_packed_linears
 
 ModulePass = Callable[[tvm.IRModule, tvm.transform.PassContext], tvm.IRModule]
 
@@ -22,7 +23,7 @@ def pipeline(features: CpuFeatures, *, threads: int) -> tvm.transform.Pass:
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLinears")
     def linears(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return lower_linears(module, features)
+        return lower_linears(lower_packed_linears(module, features), features)
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:

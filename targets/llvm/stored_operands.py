@@ -7,7 +7,7 @@ dequantize(codes[1, T, K], scales[T], axis 1)                        activations
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeGuard
 
@@ -16,6 +16,7 @@ from tvm.ir import GenericConst, Op
 from tvm.relax.op.op_attrs import QuantizeAttrs
 
 from targets.llvm.kernel_calls import dtype_of, static_shape
+from targets.llvm.kernels.packed_weight import packed_shape
 
 _FLOATS = ("float32", "bfloat16", "float16")
 # What a variable is bound to: None for a parameter.
@@ -29,6 +30,21 @@ class StoredMatrix:
     values: relax.Expr
     scale: relax.Expr | None = None
     group: int = 0
+
+
+@dataclass(frozen=True)
+class PackedOperand:
+    """A packed parameter of bfloat16 or int8, [outputs, inputs] before; int8 has scales [outputs]."""
+
+    values: relax.Expr
+    outputs: int
+    inputs: int
+    scale: relax.Expr | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Of its elements."""
+        return dtype_of(self.values)
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,47 @@ class Operands:
         if is_call(source, "reshape"):
             return self._by_group(self._behind(source.args[0]), static_shape(source))
         return StoredMatrix(wide) if self._is_parameter(wide, *_FLOATS) else None
+
+    def packed_weight(self, value: relax.Expr) -> PackedOperand | None:
+        """The packed matrix that a product reads unpacked and turned."""
+        turned = self._behind(value)
+        if not is_call(turned, "permute_dims") or len(static_shape(turned.args[0])) != 2:
+            return None
+        wide = self._behind(turned.args[0])
+        if is_call(wide, "astype") and dtype_of(wide) == "float32":
+            found = self.unpacked(wide.args[0])
+            return found if found is not None and found.dtype == "bfloat16" else None
+        if not is_call(wide, "dequantize") or not _is_symmetric(wide, axis=0):
+            return None
+        found = self.unpacked(wide.args[0])
+        return None if found is None else replace(found, scale=wide.args[1])
+
+    def unpacked(self, value: relax.Expr) -> PackedOperand | None:
+        """The packed parameter whose unpacked form this is."""
+        outputs, inputs = static_shape(value) if len(static_shape(value)) == 2 else (0, 0)
+        found = self._behind(value)
+        if is_call(found, "strided_slice"):
+            found = self._behind(found.args[0])
+        if not is_call(found, "reshape"):
+            return None
+        turned = self._behind(found.args[0])
+        if not is_call(turned, "permute_dims") or not outputs:
+            return None
+        parameter = turned.args[0]
+        if not self._is_parameter(parameter, "int8", "bfloat16"):
+            return None
+        is_packed = static_shape(parameter) == packed_shape(outputs, inputs, dtype_of(parameter))
+        return PackedOperand(parameter, outputs, inputs) if is_packed else None
+
+    def before_rounding(self, value: relax.Expr) -> relax.Expr | None:
+        """fp32 x, where the value is x rounded to bfloat16 and widened again."""
+        wide = self._behind(value)
+        if not is_call(wide, "astype") or dtype_of(wide) != "float32":
+            return None
+        narrow = self._behind(wide.args[0])
+        if not is_call(narrow, "astype") or dtype_of(narrow) != "bfloat16":
+            return None
+        return narrow.args[0] if dtype_of(narrow.args[0]) == "float32" else None
 
     def codes(self, value: relax.Expr) -> Codes | None:
         """The int8 codes that a product reads widened, a scale for each of their rows."""
