@@ -23,15 +23,13 @@ Two parameters with equal `key` are the same bytes and are stored once.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
-from compiler.contracts.int8_scales import int8_scales
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -45,8 +43,6 @@ DTYPES: Mapping[str, np.dtype] = {
 
 # Every value of these is a float32.
 _NARROW = ("float16", "bfloat16")
-# Evaluation reads and writes in blocks of at most this many bytes.
-CHUNK_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -100,10 +96,6 @@ class CheckpointRef:
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start:stop` of tensor `name`."""
         return self.tensors[name].rows(start, stop)
-
-
-# name, start, stop -> rows start:stop of a checkpoint tensor
-RowReader = Callable[[str, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -278,72 +270,3 @@ def _by_channel(op: str, operand: Weight, bits: int, group: int) -> Weight:
         return Weight(op, operand.shape, "int8", (operand,), attributes)
     groups = (operand.shape[1] // group,) if group else ()
     return Weight(op, (operand.shape[0], *groups), "float32", (operand,), attributes)
-
-
-def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    """Rows `start:stop` of the first axis of `weight`, [stop - start, *shape[1:]]."""
-    match weight.op:
-        case "source" | "file":
-            return read(str(weight.attributes[0]), start, stop)
-        case "zeros":
-            return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
-        case "cast":
-            with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
-                return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])
-        case "transpose":
-            blocks = chunks(weight.operands[0], read, limit=CHUNK_BYTES // 4)
-            return np.concatenate([block[:, start:stop].T.copy() for block in blocks], axis=1)
-        case "concat":
-            return _concat_rows(weight, read, start, stop)
-        case "slice":
-            axis, low, high = (int(attribute) for attribute in weight.attributes)
-            if axis == 0:
-                return rows(weight.operands[0], read, start + low, stop + low)
-            block = rows(weight.operands[0], read, start, stop)
-            return block[(slice(None),) * axis + (slice(low, high),)]
-        case "quantize" | "scale":
-            return _quantized_rows(weight, read, start, stop)
-        case _:
-            raise AssertionError(f"weight operator {weight.op}")
-
-
-def chunks(weight: Weight, read: RowReader, *, limit: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
-    """The whole value in order, in blocks of rows of at most `limit` bytes (one row at least)."""
-    row_bytes = max(1, weight.nbytes // max(1, weight.shape[0]))
-    step = max(1, limit // row_bytes)
-    for start in range(0, weight.shape[0], step):
-        yield rows(weight, read, start, min(start + step, weight.shape[0]))
-
-
-def value(weight: Weight, read: RowReader) -> np.ndarray:
-    """The whole value at once, for small tensors and tests."""
-    return rows(weight, read, 0, weight.shape[0])
-
-
-def _concat_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    found: list[np.ndarray] = []
-    base = 0
-    for part in weight.operands:
-        low, high = max(start - base, 0), min(stop - base, part.shape[0])
-        if low < high:
-            found.append(rows(part, read, low, high))
-        base += part.shape[0]
-    return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    """Rows of `quantize` or `scale`: float32 of a quarter of a chunk at a time."""
-    (operand,) = weight.operands
-    bits, group = (int(attribute) for attribute in weight.attributes or (8, 0))
-    columns = operand.shape[1]
-    group = group or columns
-    result = np.empty((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
-    step = max(1, CHUNK_BYTES // 4 // (columns * DTYPES["float32"].itemsize))
-    for low in range(start, stop, step):
-        high = min(low + step, stop)
-        block = rows(operand, read, low, high).astype(np.float32, copy=False).reshape(-1, group)
-        first = low * (columns // group)
-        scales = int8_scales(block, bits=bits, tensors=operand.sources(), first_row=first)
-        found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
-        result[low - start : high - start] = found.reshape(high - low, *weight.shape[1:])
-    return result

@@ -8,23 +8,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from compiler.contracts import weights
+from compiler.contracts import weight_values
 from compiler.contracts.errors import CheckpointError
+from compiler.contracts.weight_values import chunks, rows, value
 from compiler.contracts.weights import (
     DTYPES,
     CheckpointRef,
     StoredTensor,
     Weight,
     cast,
-    chunks,
     concat,
     cut,
     quantize,
-    rows,
     scale,
     source,
     transpose,
-    value,
     zeros,
 )
 
@@ -143,7 +141,7 @@ def test_any_rows_equal_those_of_the_whole(case: tuple[Weight, np.ndarray]):
 
 
 def test_a_transpose_reads_its_operand_in_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 48)
+    monkeypatch.setattr(weight_values, "CHUNK_BYTES", 4 * 48)
     asked: list[tuple[int, int]] = []
 
     def recorded(name: str, start: int, stop: int) -> np.ndarray:
@@ -244,7 +242,7 @@ def test_what_has_no_int8_is_named(build: Callable[..., Weight], wrong: float):
 def test_int8_is_made_of_a_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, build: Callable[..., Weight]
 ):
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 3 * 24)
+    monkeypatch.setattr(weight_values, "CHUNK_BYTES", 4 * 3 * 24)
     asked: list[tuple[int, int]] = []
 
     def recorded(name: str, start: int, stop: int) -> np.ndarray:
