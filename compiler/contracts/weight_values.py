@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from compiler.contracts.int8_scales import int8_scales
-from compiler.contracts.weights import DTYPES, Weight
+from compiler.contracts.weights import DTYPES, PACKED_OUTPUTS, Weight
 
 # name, start, stop -> rows start:stop of a checkpoint tensor
 RowReader = Callable[[str, int, int], np.ndarray]
@@ -41,6 +41,8 @@ def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
             return block[(slice(None),) * axis + (slice(low, high),)]
         case "quantize" | "scale":
             return _quantized_rows(weight, read, start, stop)
+        case "pack":
+            return _packed_rows(weight, read, start, stop)
         case _:
             raise AssertionError(f"weight operator {weight.op}")
 
@@ -85,3 +87,14 @@ def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> n
         found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
         result[low - start : high - start] = found.reshape(high - low, *weight.shape[1:])
     return result
+
+
+def _packed_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
+    """Blocks of 32 outputs; every row of the operand is read once."""
+    (operand,) = weight.operands
+    _, steps, tiles, depth, columns, pair = weight.shape
+    padded = np.zeros(((stop - start) * PACKED_OUTPUTS, steps * depth * pair), DTYPES[weight.dtype])
+    first, last = start * PACKED_OUTPUTS, min(stop * PACKED_OUTPUTS, operand.shape[0])
+    padded[: last - first, : operand.shape[1]] = rows(operand, read, first, last)
+    split = padded.reshape(stop - start, tiles, columns, steps, depth, pair)
+    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2, 5))

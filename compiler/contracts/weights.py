@@ -16,6 +16,8 @@ zeros with the scale 1. NaN and infinity have no int8: evaluating them is a Chec
 `bits=4` the codes are within [-7, 7], still in int8; with `group=g` each stretch of g columns of a
 row has a scale of its own, and `scale(W)` is [rows, columns / g].
 
+A packed weight (`pack`) is a matrix in the tiles of a matrix unit; nothing is computed from one.
+
 A calibrated weight (`calibrated`) is a tensor that a file holds in place of an expression's value;
 it keeps the expression, so that it is known what it stands for.
 
@@ -43,6 +45,9 @@ DTYPES: Mapping[str, np.dtype] = {
 
 # Every value of these is a float32.
 _NARROW = ("float16", "bfloat16")
+# A tile has 16 rows of 16 columns of 4 bytes; a column is an output. Two tiles lie together.
+TILE, COLUMN_BYTES = 16, 4
+PACKED_OUTPUTS = 2 * TILE
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize`, `scale` or
-            `file`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize`, `scale`, `file`
+            or `pack`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
@@ -117,6 +122,10 @@ class Weight:
     dtype: str
     operands: tuple["Weight", ...] = ()
     attributes: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        packed = next((operand.key for operand in self.operands if operand.op == "pack"), None)
+        assert packed is None, f"{self.op} of {packed}: packing comes last"
 
     @property
     def key(self) -> str:
@@ -254,6 +263,29 @@ def calibrated(operand: Weight, name: str) -> Weight:
         name: As the row reader knows it; it names the content, for it is the weight's key.
     """
     return Weight("file", operand.shape, operand.dtype, (operand,), (name,))
+
+
+def pack(operand: Weight) -> Weight:
+    """[out, in] of int8 or 16-bit floats -> [ceil(out / 32), ceil(in / 16 q), 2, 16, 16, q].
+
+        P[n, k, t, r, c, i] = W[32 n + 16 t + c, 16 q k + q r + i]        q = 4 bytes / itemsize
+
+    and zero past the end of either axis. A tile [r, c, i] is what Intel AMX's TDPBF16PS and TDPBSSD
+    take as their second operand (Intel 64 and IA-32 Architectures Software Developer's Manual,
+    volume 2); the weights of 32 neighbouring outputs are one stretch of memory.
+    """
+    assert len(operand.shape) == 2, f"pack of {operand.shape}"
+    assert operand.dtype in ("int8", *_NARROW), f"pack of {operand.dtype}"
+    depth = COLUMN_BYTES // DTYPES[operand.dtype].itemsize
+    outputs, inputs = operand.shape
+    blocks = (-(-outputs // PACKED_OUTPUTS), -(-inputs // (TILE * depth)))
+    shape = (*blocks, PACKED_OUTPUTS // TILE, TILE, TILE, depth)
+    return Weight("pack", shape, operand.dtype, (operand,))
+
+
+def unpacked(weight: Weight) -> Weight:
+    """The matrix that a weight is packed of; any other weight itself."""
+    return weight.operands[0] if weight.op == "pack" else weight
 
 
 def _by_channel(op: str, operand: Weight, bits: int, group: int) -> Weight:
