@@ -18,7 +18,8 @@ from types import MappingProxyType
 import numpy as np
 
 from compiler.contracts.errors import CheckpointError
-from compiler.contracts.weights import CheckpointRef, Weight, chunks
+from compiler.contracts.weight_values import chunks
+from compiler.contracts.weights import CheckpointRef, Weight
 
 DATA_ALIGNMENT = 4096
 TENSOR_ALIGNMENT = 64

@@ -46,6 +46,8 @@ PASSES: Mapping[str, str] = {
     "eliminate-dead": "passes.eliminate_dead:EliminateDead",
     "store-kv-cache": "passes.store_kv_cache:StoreKVCache",
     "store-weights": "passes.store_weights:StoreWeights",
+    "pack-weights": "passes.pack_weights:PackWeights",
+    "round-activations": "passes.round_activations:RoundActivations",
     "fold-batch": "passes.fold_batch:FoldBatch",
     "shard-tensor-parallel": "passes.shard_tensor_parallel:ShardTensorParallel",
 }

@@ -78,6 +78,8 @@ def linear_of(program: Program, node: gs.Node) -> ShardedLinear | str | None:
             scale = made.inputs[1]
         tensor = made.inputs[0]
         made = producer(tensor)
+    if made is not None and made.op == "UnpackedWeight":
+        return f"its weight {made.inputs[0].name} is packed already"
     weight = program.weights.get(tensor.name)
     if weight is None or len(weight.shape) != 2:
         return None

@@ -7,9 +7,9 @@ must meet the column of the product that the same row of its weight makes:
     MatMul(x, transpose(concat([q.weight, k.weight]))) + concat([q.bias, k.bias])     holds
     MatMul(x, transpose(concat([q.weight, k.weight]))) + concat([k.bias, q.bias])     is broken
 
-Casts, transposes, DequantizeLinear and slices of both may stand between. An int8 weight must be
-dequantized in or before its product: a bias that is added sooner would be scaled with it. Only
-nodes that reach an output count. Checked after every later pass, in each phase.
+Casts, transposes, DequantizeLinear, UnpackedWeight and slices of both may stand between. An int8
+weight must be dequantized in or before its product: a bias that is added sooner would be scaled
+with it. Only nodes that reach an output count. Checked after every later pass, in each phase.
 """
 
 import re
@@ -23,7 +23,7 @@ from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Contract, Pass, PassReport
 from compiler.contracts.placement import Placement, placements
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import Weight
+from compiler.contracts.weights import Weight, unpacked
 from passes._match import ancestors, produced_by, through
 
 QKV_BIAS = re.compile(r"\.(q|k|v)_proj\.bias$")
@@ -36,6 +36,7 @@ _LAYOUT = (
     "Unsqueeze",
     "Squeeze",
     "DequantizeLinear",
+    "UnpackedWeight",
 )
 # Multiplies by an int8 weight [out, in] and its scales, as one operator.
 _QUANTIZED_PRODUCT = "QuantizedLinearPerChannel"
@@ -81,7 +82,8 @@ def _uses_by_source(program: Program, live: Set[int]) -> Mapping[str, list[_Use]
         if weight is None:
             continue
         uses = [
-            _Use(node, tensor, weight, turned) for node, tensor, turned in _readers(parameter, live)
+            _Use(node, tensor, unpacked(weight), turned)
+            for node, tensor, turned in _readers(parameter, live)
         ]
         for source in dict.fromkeys(weight.sources()):
             found.setdefault(source, []).extend(uses)

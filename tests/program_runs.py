@@ -8,7 +8,8 @@ import onnx
 
 from compiler.contracts.pass_base import Arrays, Pass, PassReport
 from compiler.contracts.program import Program
-from compiler.contracts.weights import CheckpointRef, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef
 from compiler.numerics.feeds import Lengths, program_feeds
 from compiler.numerics.reference_run import run_model
 

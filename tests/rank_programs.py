@@ -10,7 +10,8 @@ from compiler.contracts.invariants import Invariant
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.pass_base import Pass
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import CheckpointRef, RowReader, StoredTensor
+from compiler.contracts.weight_values import RowReader
+from compiler.contracts.weights import CheckpointRef, StoredTensor
 from compiler.numerics.probe import random_rows
 from compiler.numerics.ranks_run import RankProgram, ranks_error
 from compiler.stages.trace import trace_phase

@@ -9,7 +9,8 @@ from tvm import relax
 
 from compiler.contracts.pass_base import Arrays
 from compiler.contracts.program import Program
-from compiler.contracts.weights import CheckpointRef, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef
 
 
 def arguments(program: Program, inputs: Arrays, checkpoint: CheckpointRef) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from traced_models import WINDOW, TracedModels
 
 from compiler.contracts.pass_base import Pass
 from compiler.contracts.program import Phase
-from compiler.contracts.weights import value
+from compiler.contracts.weight_values import value
 from compiler.numerics.feeds import PAD_TOKEN
 from compiler.numerics.reference_run import run_model
 from passes.fold_constants import FoldConstants

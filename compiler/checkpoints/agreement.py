@@ -13,7 +13,8 @@ import numpy as np
 
 from compiler.contracts.errors import CheckpointError, CompilerError
 from compiler.contracts.model_base import ModelFamily
-from compiler.contracts.weights import CHUNK_BYTES, CheckpointRef, StoredTensor
+from compiler.contracts.weight_values import CHUNK_BYTES
+from compiler.contracts.weights import CheckpointRef, StoredTensor
 
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"

@@ -16,6 +16,8 @@ zeros with the scale 1. NaN and infinity have no int8: evaluating them is a Chec
 `bits=4` the codes are within [-7, 7], still in int8; with `group=g` each stretch of g columns of a
 row has a scale of its own, and `scale(W)` is [rows, columns / g].
 
+A packed weight (`pack`) is a matrix in the tiles of a matrix unit; nothing is computed from one.
+
 A calibrated weight (`calibrated`) is a tensor that a file holds in place of an expression's value;
 it keeps the expression, so that it is known what it stands for.
 
@@ -23,15 +25,13 @@ Two parameters with equal `key` are the same bytes and are stored once.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-
-from compiler.contracts.int8_scales import int8_scales
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -45,8 +45,9 @@ DTYPES: Mapping[str, np.dtype] = {
 
 # Every value of these is a float32.
 _NARROW = ("float16", "bfloat16")
-# Evaluation reads and writes in blocks of at most this many bytes.
-CHUNK_BYTES = 64 * 1024 * 1024
+# A tile has 16 rows of 16 columns of 4 bytes; a column is an output. Two tiles lie together.
+TILE, COLUMN_BYTES = 16, 4
+PACKED_OUTPUTS = 2 * TILE
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,13 @@ class CheckpointRef:
         return self.tensors[name].rows(start, stop)
 
 
-# name, start, stop -> rows start:stop of a checkpoint tensor
-RowReader = Callable[[str, int, int], np.ndarray]
-
-
 @dataclass(frozen=True)
 class Weight:
     """An expression over checkpoint tensors. Built by the functions below, never by hand.
 
     Attributes:
-        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize`, `scale` or
-            `file`.
+        op: `source`, `zeros`, `transpose`, `cast`, `concat`, `slice`, `quantize`, `scale`, `file`
+            or `pack`.
         shape: Shape of the result.
         dtype: One of `DTYPES`.
         operands: What it is computed from.
@@ -125,6 +122,10 @@ class Weight:
     dtype: str
     operands: tuple["Weight", ...] = ()
     attributes: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        packed = next((operand.key for operand in self.operands if operand.op == "pack"), None)
+        assert packed is None, f"{self.op} of {packed}: packing comes last"
 
     @property
     def key(self) -> str:
@@ -264,6 +265,29 @@ def calibrated(operand: Weight, name: str) -> Weight:
     return Weight("file", operand.shape, operand.dtype, (operand,), (name,))
 
 
+def pack(operand: Weight) -> Weight:
+    """[out, in] of int8 or 16-bit floats -> [ceil(out / 32), ceil(in / 16 q), 2, 16, 16, q].
+
+        P[n, k, t, r, c, i] = W[32 n + 16 t + c, 16 q k + q r + i]        q = 4 bytes / itemsize
+
+    and zero past the end of either axis. A tile [r, c, i] is what Intel AMX's TDPBF16PS and TDPBSSD
+    take as their second operand (Intel 64 and IA-32 Architectures Software Developer's Manual,
+    volume 2); the weights of 32 neighbouring outputs are one stretch of memory.
+    """
+    assert len(operand.shape) == 2, f"pack of {operand.shape}"
+    assert operand.dtype in ("int8", *_NARROW), f"pack of {operand.dtype}"
+    depth = COLUMN_BYTES // DTYPES[operand.dtype].itemsize
+    outputs, inputs = operand.shape
+    blocks = (-(-outputs // PACKED_OUTPUTS), -(-inputs // (TILE * depth)))
+    shape = (*blocks, PACKED_OUTPUTS // TILE, TILE, TILE, depth)
+    return Weight("pack", shape, operand.dtype, (operand,))
+
+
+def unpacked(weight: Weight) -> Weight:
+    """The matrix that a weight is packed of; any other weight itself."""
+    return weight.operands[0] if weight.op == "pack" else weight
+
+
 def _by_channel(op: str, operand: Weight, bits: int, group: int) -> Weight:
     """A row depends on no other row: parts are quantized each, and widening changes nothing."""
     assert len(operand.shape) == 2, f"{op} of {operand.shape}"
@@ -278,72 +302,3 @@ def _by_channel(op: str, operand: Weight, bits: int, group: int) -> Weight:
         return Weight(op, operand.shape, "int8", (operand,), attributes)
     groups = (operand.shape[1] // group,) if group else ()
     return Weight(op, (operand.shape[0], *groups), "float32", (operand,), attributes)
-
-
-def rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    """Rows `start:stop` of the first axis of `weight`, [stop - start, *shape[1:]]."""
-    match weight.op:
-        case "source" | "file":
-            return read(str(weight.attributes[0]), start, stop)
-        case "zeros":
-            return np.zeros((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
-        case "cast":
-            with np.errstate(over="ignore"):  # an overflow to infinity is the declared dtype's
-                return rows(weight.operands[0], read, start, stop).astype(DTYPES[weight.dtype])
-        case "transpose":
-            blocks = chunks(weight.operands[0], read, limit=CHUNK_BYTES // 4)
-            return np.concatenate([block[:, start:stop].T.copy() for block in blocks], axis=1)
-        case "concat":
-            return _concat_rows(weight, read, start, stop)
-        case "slice":
-            axis, low, high = (int(attribute) for attribute in weight.attributes)
-            if axis == 0:
-                return rows(weight.operands[0], read, start + low, stop + low)
-            block = rows(weight.operands[0], read, start, stop)
-            return block[(slice(None),) * axis + (slice(low, high),)]
-        case "quantize" | "scale":
-            return _quantized_rows(weight, read, start, stop)
-        case _:
-            raise AssertionError(f"weight operator {weight.op}")
-
-
-def chunks(weight: Weight, read: RowReader, *, limit: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
-    """The whole value in order, in blocks of rows of at most `limit` bytes (one row at least)."""
-    row_bytes = max(1, weight.nbytes // max(1, weight.shape[0]))
-    step = max(1, limit // row_bytes)
-    for start in range(0, weight.shape[0], step):
-        yield rows(weight, read, start, min(start + step, weight.shape[0]))
-
-
-def value(weight: Weight, read: RowReader) -> np.ndarray:
-    """The whole value at once, for small tensors and tests."""
-    return rows(weight, read, 0, weight.shape[0])
-
-
-def _concat_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    found: list[np.ndarray] = []
-    base = 0
-    for part in weight.operands:
-        low, high = max(start - base, 0), min(stop - base, part.shape[0])
-        if low < high:
-            found.append(rows(part, read, low, high))
-        base += part.shape[0]
-    return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-def _quantized_rows(weight: Weight, read: RowReader, start: int, stop: int) -> np.ndarray:
-    """Rows of `quantize` or `scale`: float32 of a quarter of a chunk at a time."""
-    (operand,) = weight.operands
-    bits, group = (int(attribute) for attribute in weight.attributes or (8, 0))
-    columns = operand.shape[1]
-    group = group or columns
-    result = np.empty((stop - start, *weight.shape[1:]), DTYPES[weight.dtype])
-    step = max(1, CHUNK_BYTES // 4 // (columns * DTYPES["float32"].itemsize))
-    for low in range(start, stop, step):
-        high = min(low + step, stop)
-        block = rows(operand, read, low, high).astype(np.float32, copy=False).reshape(-1, group)
-        first = low * (columns // group)
-        scales = int8_scales(block, bits=bits, tensors=operand.sources(), first_row=first)
-        found = scales if weight.op == "scale" else np.rint(block / scales[:, None])
-        result[low - start : high - start] = found.reshape(high - low, *weight.shape[1:])
-    return result

@@ -4,7 +4,8 @@
     ... DequantizeLinear between two Reshapes, for groups        ->  MatMul(x, Transpose(W))
     Vastai::QuantizedLinearPerChannel(x, Wq[out, in], scale)     ->  MatMul(x, Transpose(W))
     Mul(Cast(Gather(Eq[V, H], ids)), scales)                     ->  Gather(E, ids)
-    QuantizedTokens(x)                                           ->  x
+    QuantizedTokens(x), Cast(Cast(x, bfloat16), float32)         ->  x
+    UnpackedWeight(P)                                            ->  W
     Cast(W) to float32                                           ->  W
     MatMul(Gather(h, last valid), head)                          ->  MatMul(h, head)
 
@@ -20,11 +21,13 @@ import onnx_graphsurgeon as gs
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.program import Program, tidy
-from compiler.contracts.weights import Weight, cast
+from compiler.contracts.weights import Weight, cast, unpacked
 from compiler.numerics.quantized_weights import quantized_parts, widened
+from compiler.numerics.rounded_activations import before_rounding
 
 _TOKENS = "QuantizedTokens"
 _LINEAR = "QuantizedLinearPerChannel"
+_UNPACKED = "UnpackedWeight"
 _LAYOUT = ("Cast", "Reshape", "Transpose")
 
 
@@ -64,6 +67,11 @@ def float_twin(program: Program) -> FloatTwin:
     for node in list(twin.graph.nodes):
         if node.op == _TOKENS:
             _replace(twin, node.outputs[0], node.inputs[0])
+        unrounded = before_rounding(node)
+        if unrounded is not None:
+            _replace(twin, node.outputs[0], unrounded)
+        if node.op == _UNPACKED:
+            _unpack(twin, node)
     codes: dict[str, Weight] = {}
     for parameter in list(twin.graph.inputs):
         weight = twin.weights.get(parameter.name)
@@ -82,6 +90,15 @@ def float_twin(program: Program) -> FloatTwin:
         for product in _products(tensor)
     )
     return FloatTwin(twin, _in_order(twin, linears))
+
+
+def _unpack(twin: Program, node: gs.Node) -> None:
+    """Readers of an unpacked parameter read it as it was before it was packed."""
+    parameter = node.inputs[0]
+    _replace(twin, node.outputs[0], parameter)
+    node.inputs.clear()
+    weight = unpacked(twin.weights[parameter.name])
+    twin.weights[parameter.name], parameter.shape = weight, list(weight.shape)
 
 
 def _widen_codes(twin: Program, parameter: gs.Tensor, weight: Weight) -> None:

@@ -17,7 +17,7 @@ from compiler.contracts.errors import CheckFailed
 from compiler.contracts.pass_base import Arrays
 from compiler.contracts.program import Program
 from compiler.contracts.slots import slot_name
-from compiler.contracts.weights import RowReader
+from compiler.contracts.weight_values import RowReader
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
 from compiler.numerics.float64 import RoundingCheck
 from compiler.numerics.measured_pass import ParameterValues

@@ -21,6 +21,7 @@ _EXACT = (
     "CastLike",
     "Concat",
     "DequantizeLinear",
+    "Flatten",
     "Gather",
     "Identity",
     "Reshape",

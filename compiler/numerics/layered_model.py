@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 
 from compiler.contracts.program import Program
-from compiler.contracts.weights import DTYPES, RowReader, Weight, chunks, value
+from compiler.contracts.weight_values import RowReader, chunks, value
+from compiler.contracts.weights import DTYPES, Weight
 from compiler.numerics.float_twin import QuantizedLinear, float_twin
 from compiler.numerics.layer_pieces import Piece, cut_at_layers
 from compiler.numerics.reference_run import ReferenceSession, ort_value

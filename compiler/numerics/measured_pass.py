@@ -14,7 +14,8 @@ import numpy as np
 from compiler.contracts.errors import CheckFailed
 from compiler.contracts.pass_base import Arrays, Contract, Pass
 from compiler.contracts.program import Program
-from compiler.contracts.weights import RowReader, Weight, value
+from compiler.contracts.weight_values import RowReader, value
+from compiler.contracts.weights import Weight
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import lengths_of, program_feeds
 from compiler.numerics.float64 import RoundingCheck, in_float64, widened, widened_floats

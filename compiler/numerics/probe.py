@@ -13,7 +13,8 @@ import numpy as np
 
 from compiler.contracts.model_base import ModelFamily
 from compiler.contracts.program import ProgramSet
-from compiler.contracts.weights import DTYPES, CheckpointRef, RowReader, StoredTensor
+from compiler.contracts.weight_values import RowReader
+from compiler.contracts.weights import DTYPES, CheckpointRef, StoredTensor
 
 # Lengths of the probe's graphs: a window, and a context that three of them fill.
 WINDOW, CONTEXT = 16, 48

@@ -4,9 +4,10 @@ norm1, norm2, norm    what leaves the module `model.layers.L.input_layernorm`, .
 embed, resid1, resid2 what such a module reads
 q .. down             the product with the weight of `model.layers.L.self_attn.q_proj`, ..., and its
                       bias; of a product with a joined weight, its part of the Split behind it
-attn, act             what o's and down's product reads, before it is rounded to int8
-q_rot                 what the scores' product reads beside the keys, before any scale, that of LogN
-                      too: what the rotary embedding gives, as transformers has it
+attn, act             what o's and down's product reads, before it is rounded
+q_rot                 what the scores' product reads beside the keys, before it is rounded, and
+                      before any scale, that of LogN too: what the rotary embedding gives, as
+                      transformers has it
 k_rot                 the rows that are joined to, or written into, the cache of keys, before they
                       are rounded
 keys, values          outputs of the graph; of a cache that is stored narrowly, what it widens to
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from compiler.contracts.program import Program
 from compiler.contracts.taps import Tap, taps_of
-from compiler.contracts.weights import Weight
+from compiler.contracts.weights import Weight, unpacked
+from compiler.numerics.rounded_activations import before_rounding
 from compiler.numerics.tap_place import Span, TapPlace
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 # What may stand between a parameter and its product, a cache and the scores' product, and the
 # queries and that product.
-_WEIGHT_LAYOUT = ("Cast", "Reshape", "Transpose", "DequantizeLinear")
+_WEIGHT_LAYOUT = ("Cast", "Reshape", "Transpose", "DequantizeLinear", "UnpackedWeight")
 _KEY_LAYOUT = ("Cast", "Expand", "Identity", "Mul", "Reshape", "Transpose", "Unsqueeze")
 _QUERY_LAYOUT = ("Cast", "Identity", "Reshape")
 # ONNX's number of float32, to which a Cast does not round.
@@ -129,7 +131,8 @@ class _Finder:
     def _linears_by_module(self, program: Program) -> dict[str, _Linear]:
         found: dict[str, list[_Linear]] = {}
         for parameter in program.graph.inputs:
-            weight = program.weights.get(parameter.name)
+            stored = program.weights.get(parameter.name)
+            weight = None if stored is None else unpacked(stored)
             if weight is None or len(weight.shape) != 2:
                 continue
             parts = _parts(weight)
@@ -184,7 +187,7 @@ class _Finder:
                 elif node.op == "WidenedCache" or (node.op in _KEY_LAYOUT and not beside):
                     pending.append(node.outputs[0])
         queries = _one(found)
-        return None if queries is None else self._unscaled(queries)
+        return None if queries is None else self._unscaled(_unrounded(queries))
 
     def _unscaled(self, queries: "gs.Tensor") -> "gs.Tensor":
         """Behind products with a number, or with what depends on positions alone (LogN)."""
@@ -219,7 +222,11 @@ def _through(tensor: "gs.Tensor", *ops: str) -> "gs.Tensor":
 
 
 def _unrounded(tensor: "gs.Tensor") -> "gs.Tensor":
-    """Above its rounding to int8, and the Casts around that, where there is one."""
+    """Above its rounding to 16 bits or int8, and the Casts around that, where there is one."""
+    node = _producer(tensor)
+    wide = None if node is None else before_rounding(node)
+    if wide is not None:
+        return wide
     rounded = _producer(_through(tensor, "Cast"))
     if rounded is None or rounded.op != "QuantizedTokens":
         return tensor

@@ -9,7 +9,7 @@ A calibrated weight counts as what it stands for.
 
 from collections.abc import Callable
 
-from compiler.contracts.weights import Weight, cast, concat, cut, scale, transpose
+from compiler.contracts.weights import Weight, cast, concat, cut, pack, scale, transpose
 
 # Of a weight that says nothing else: bits, and inputs that share a scale (0: all).
 _PLAIN = (8, 0)
@@ -42,6 +42,8 @@ def replaced(weight: Weight, leaf: Callable[[Weight], Weight]) -> Weight:
             return transpose(replaced(weight.operands[0], leaf))
         case "concat":
             return concat([replaced(part, leaf) for part in weight.operands])
+        case "pack":
+            return pack(replaced(weight.operands[0], leaf))
         case "slice":
             axis, start, stop = (int(attribute) for attribute in weight.attributes)
             return cut(replaced(weight.operands[0], leaf), axis, start, stop)

@@ -19,7 +19,7 @@ from compiler.contracts.errors import CheckFailed, PassError
 from compiler.contracts.pass_base import Arrays, Pass
 from compiler.contracts.program import FUSED_DOMAIN, Program
 from compiler.contracts.tensor_parallel import ALL_GATHER, ALL_REDUCE, COLLECTIVES
-from compiler.contracts.weights import RowReader
+from compiler.contracts.weight_values import RowReader
 from compiler.numerics.feeds import lengths_of, program_feeds
 from compiler.numerics.float64 import RoundingCheck
 from compiler.numerics.measured_pass import ParameterValues

@@ -5,7 +5,8 @@ transpose(concat([quantize(A), quantize(B, bits=4, group=64)]))  ->  [A' | B'] i
 
 import numpy as np
 
-from compiler.contracts.weights import RowReader, Weight, value
+from compiler.contracts.weight_values import RowReader, value
+from compiler.contracts.weights import Weight
 from compiler.numerics.quantized_weights import scales_of
 
 

@@ -16,7 +16,8 @@ from compiler.contracts.errors import CompilerError
 from compiler.contracts.invariants import Invariant
 from compiler.contracts.pass_base import Pass
 from compiler.contracts.program import Program
-from compiler.contracts.weights import DTYPES, RowReader, StoredTensor, Weight, value
+from compiler.contracts.weight_values import RowReader, value
+from compiler.contracts.weights import DTYPES, StoredTensor, Weight
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
 from compiler.numerics.probe import random_rows
 from compiler.pass_kit.block_options import BlockOptions, draw_options, simpler_options

@@ -21,6 +21,9 @@ _OF_THE_BUILD = frozenset((FOLD_PASS, SHARD_PASS))
 _FOLLOWED, _SHARE = 0.7, 0.25
 # How often an option of such a pass has another value than its default.
 _OTHER_OPTION = 0.3
+# How often a pass that the tried one follows has the same word for an option of the same name: what
+# looks for weights of a dtype is to find some.
+_SAME_WORD = 0.7
 # How often nothing but the required passes stands before it.
 _BARE = 0.25
 
@@ -36,8 +39,10 @@ def draw_earlier(rewriting: Pass, draw: random.Random) -> tuple[Pass, ...]:
     if draw.random() < _BARE:
         return _ordered(chosen.values(), draw)
     for name in sorted({*registry.PASSES} - _OF_THE_BUILD):
-        share = _FOLLOWED if name in rewriting.after else _SHARE
-        added = _closure(_with_drawn_options(name, draw)) if draw.random() < share else {}
+        is_followed = name in rewriting.after
+        drawn = draw.random() < (_FOLLOWED if is_followed else _SHARE)
+        own = _words_of(rewriting) if is_followed else {}
+        added = _closure(_with_drawn_options(name, draw, own)) if drawn else {}
         if not any(_follows(one, rewriting.name) for one in added.values()):
             chosen = added | chosen
     return _ordered(chosen.values(), draw)
@@ -73,7 +78,12 @@ def plainest(kind: type[Pass], **options: str) -> Pass | None:
     return kind(**options)
 
 
-def _with_drawn_options(name: str, draw: random.Random) -> list[Pass]:
+def _words_of(one: Pass) -> dict[str, str]:
+    """The words that a pass has for its options."""
+    return {option: getattr(one, option) for option in choices_of(type(one))}
+
+
+def _with_drawn_options(name: str, draw: random.Random, own: Mapping[str, str]) -> list[Pass]:
     """One pass, or none where an option of it has to be given and is not one of several words."""
     kind = registry.load_pass(name)
     options = {
@@ -81,6 +91,9 @@ def _with_drawn_options(name: str, draw: random.Random) -> list[Pass]:
         for option, words in sorted(choices_of(kind).items())
         if draw.random() < _OTHER_OPTION
     }
+    for option, words in sorted(choices_of(kind).items()):
+        if own.get(option) in words and draw.random() < _SAME_WORD:
+            options[option] = own[option]
     made = plainest(kind, **options)
     return [] if made is None else [made]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.contracts.pass_base import Arrays, Contract, Pass
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import value
+from compiler.contracts.weight_values import value
 from compiler.numerics.divergence import Divergence, Run, first_divergence
 from compiler.numerics.feeds import Lengths, lengths_of, program_feeds
 from compiler.numerics.float64 import RoundingCheck, widened_floats

@@ -16,15 +16,8 @@ import numpy as np
 
 from compiler.contracts.program import Program, ProgramSet
 from compiler.contracts.progress import Progress
-from compiler.contracts.weights import (
-    RowReader,
-    Weight,
-    calibrated,
-    cast,
-    chunks,
-    source,
-    value,
-)
+from compiler.contracts.weight_values import RowReader, chunks, value
+from compiler.contracts.weights import Weight, calibrated, cast, source
 from compiler.numerics.float_twin import QuantizedLinear
 from compiler.numerics.gptq import RoundedWeight, gptq
 from compiler.numerics.hessian import FactoredHessian, Hessian, factored

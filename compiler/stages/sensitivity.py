@@ -17,7 +17,7 @@ from compiler.contracts.errors import CheckFailed
 from compiler.contracts.program import Program
 from compiler.contracts.progress import Progress
 from compiler.contracts.sensitivity import Exclusion, ModuleLoss
-from compiler.contracts.weights import RowReader
+from compiler.contracts.weight_values import RowReader
 from compiler.numerics.float_twin import QuantizedLinear
 from compiler.numerics.layered_model import LayeredModel
 from compiler.numerics.quantized_weights import module_of_part, quantized_parts

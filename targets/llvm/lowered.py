@@ -18,7 +18,8 @@ from compiler.contracts.program import Phase, Program
 from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.taps import Observer, Tap
 from compiler.contracts.target_base import ProgramModel
-from compiler.contracts.weights import DTYPES, Weight, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import DTYPES, Weight
 from compiler.numerics.program_taps import program_taps
 from compiler.numerics.tap_place import TapPlace
 from compiler.relax import import_tvm, relax_from_program

@@ -19,7 +19,8 @@ from compiler.config import PassSpec, build_passes
 from compiler.contracts.errors import ConfigError, PassError
 from compiler.contracts.pass_base import Arrays, Contract
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import CheckpointRef, cast, concat, source, transpose, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef, cast, concat, source, transpose
 from compiler.numerics.reference_run import run_model
 from passes.annotate_int8_qdq import QUANTIZED_LINEAR, SEVEN_LINEARS, AnnotateInt8QDQ, Operator
 from passes.keep_qkv_bias import KeepQKVBias

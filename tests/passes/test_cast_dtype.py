@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from compiler.contracts.pass_base import Arrays, Contract
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import CheckpointRef, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef
 from compiler.numerics.float64 import in_float64
 from compiler.numerics.reference_run import run_model
 from passes.annotate_int8_qdq import AnnotateInt8QDQ, Operator

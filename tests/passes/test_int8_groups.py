@@ -10,7 +10,7 @@ from traced_models import VOCABULARY, TracedModels
 
 from compiler.contracts.errors import PassError
 from compiler.contracts.quantization import SEVEN_LINEARS
-from compiler.contracts.weights import value
+from compiler.contracts.weight_values import value
 from compiler.numerics.reference_run import run_model
 from compiler.pass_order import PlannedPass
 from compiler.stages.rewrite import rewrite

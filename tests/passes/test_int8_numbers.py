@@ -10,7 +10,8 @@ from program_text import linears_from_text
 
 from compiler.contracts.pass_base import Arrays
 from compiler.contracts.program import Program
-from compiler.contracts.weights import DTYPES, cast, source, transpose, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import DTYPES, cast, source, transpose
 from compiler.numerics.quiet_runtime import import_onnxruntime
 from passes.annotate_int8_qdq import Activations, AnnotateInt8QDQ, Operator
 from passes.store_weights import StoreWeights

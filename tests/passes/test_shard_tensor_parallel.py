@@ -12,7 +12,8 @@ from compiler.contracts.errors import CheckFailed, ConfigError
 from compiler.contracts.pass_base import Pass, PassReport
 from compiler.contracts.program import Phase, Program
 from compiler.contracts.tensor_parallel import kv_heads_of_rank
-from compiler.contracts.weights import cut, value, zeros
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import cut, zeros
 from passes._match import add_node
 from passes.annotate_int8_qdq import AnnotateInt8QDQ
 from passes.cast_dtype import CastDtype

@@ -12,7 +12,8 @@ from traced_models import VOCABULARY, TracedModels
 
 from compiler.contracts.pass_base import Contract
 from compiler.contracts.program import Phase, Program
-from compiler.contracts.weights import CheckpointRef, cast, transpose, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef, cast, transpose
 from compiler.numerics.reference_run import run_model
 from passes.insert_strided_slice import InsertStridedSlice
 from passes.store_weights import StoreWeights

@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 
 from compiler.contracts.placement import Placement, placements
-from compiler.contracts.weights import (
-    Weight,
-    cast,
-    concat,
-    cut,
-    source,
-    transpose,
-    value,
-    zeros,
-)
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import Weight, cast, concat, cut, source, transpose, zeros
 
 Q, K = source("q", (8, 6), "float32"), source("k", (4, 6), "float32")
 BIAS = source("b", (8,), "float32")

@@ -8,29 +8,32 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from compiler.contracts import weights
+from compiler.contracts import weight_values
 from compiler.contracts.errors import CheckpointError
+from compiler.contracts.weight_values import chunks, rows, value
 from compiler.contracts.weights import (
     DTYPES,
     CheckpointRef,
     StoredTensor,
     Weight,
+    calibrated,
     cast,
-    chunks,
     concat,
     cut,
+    pack,
     quantize,
-    rows,
     scale,
     source,
     transpose,
-    value,
+    unpacked,
     zeros,
 )
 
 TABLE = np.random.default_rng(3).standard_normal((10, 6)).astype(np.float32)
 OTHER = np.random.default_rng(4).standard_normal((4, 6)).astype(np.float32)
-ARRAYS = {"table": TABLE, "other": OTHER, "vector": TABLE[0]}
+LARGE = np.random.default_rng(5).standard_normal((70, 40)).astype(np.float32)
+CODES = np.random.default_rng(6).integers(-127, 128, (70, 40)).astype(np.int8)
+ARRAYS = {"table": TABLE, "other": OTHER, "vector": TABLE[0], "large": LARGE, "codes": CODES}
 
 
 def read(name: str, start: int, stop: int) -> np.ndarray:
@@ -52,6 +55,19 @@ def int8_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, scales
 
 
+def packed(matrix: np.ndarray, q: int) -> np.ndarray:
+    """Tiles entry by entry, as the definition has them."""
+    outputs, inputs = matrix.shape
+    shape = (-(-outputs // 32), -(-inputs // (16 * q)), 2, 16, 16, q)
+    found = np.zeros(shape, matrix.dtype)
+    for n, k, t, r, c, i in np.ndindex(shape):
+        output, entry = 32 * n + 16 * t + c, 16 * q * k + q * r + i
+        if output < outputs and entry < inputs:
+            found[n, k, t, r, c, i] = matrix[output, entry]
+    return found
+
+
+TILES = pack(source("codes", CODES.shape, "int8"))
 BF16 = np.dtype(ml_dtypes.bfloat16)
 EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
     "source": (stored("table"), TABLE),
@@ -106,6 +122,30 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
         np.concatenate([TABLE, np.zeros((2, 6), np.float32)]).T,
     ),
     "vector": (cast(stored("vector"), "float16"), TABLE[0].astype(np.float16)),
+    "packed bfloat16": (
+        pack(cast(stored("large"), "bfloat16")),
+        packed(ARRAYS["large"].astype(BF16), 2),
+    ),
+    "packed float16 of a transpose": (
+        pack(cast(transpose(stored("large")), "float16")),
+        packed(ARRAYS["large"].T.astype(np.float16), 2),
+    ),
+    "packed int8": (
+        pack(quantize(stored("large"), axis=0)),
+        packed(int8_of(ARRAYS["large"])[0], 4),
+    ),
+    "packed int8 of a padded concat": (
+        pack(quantize(concat([stored("large"), zeros((5, 40), "float32")]), axis=0)),
+        packed(int8_of(np.concatenate([ARRAYS["large"], np.zeros((5, 40), np.float32)]))[0], 4),
+    ),
+    "packed columns": (
+        pack(cut(cast(stored("large"), "bfloat16"), 1, 3, 36)),
+        packed(ARRAYS["large"][:, 3:36].astype(BF16), 2),
+    ),
+    "packed calibrated codes": (
+        pack(calibrated(quantize(stored("large"), axis=0), "codes")),
+        packed(ARRAYS["codes"], 4),
+    ),
 }
 
 
@@ -143,7 +183,7 @@ def test_any_rows_equal_those_of_the_whole(case: tuple[Weight, np.ndarray]):
 
 
 def test_a_transpose_reads_its_operand_in_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 48)
+    monkeypatch.setattr(weight_values, "CHUNK_BYTES", 4 * 48)
     asked: list[tuple[int, int]] = []
 
     def recorded(name: str, start: int, stop: int) -> np.ndarray:
@@ -163,6 +203,20 @@ def test_a_slice_of_rows_reads_no_others():
 
     value(cut(stored("table"), 0, 4, 6), recorded)
     assert asked == [(4, 6)]
+
+
+def test_a_packed_block_reads_its_own_rows():
+    asked: list[tuple[int, int]] = []
+
+    def recorded(name: str, start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return read(name, start, stop)
+
+    weight = pack(cast(stored("large"), "bfloat16"))
+    assert (weight.shape, weight.nbytes) == ((3, 2, 2, 16, 16, 2), 96 * 64 * 2)
+    blocks = list(chunks(weight, recorded, limit=1))
+    assert asked == [(0, 32), (32, 64), (64, 70)]
+    np.testing.assert_array_equal(np.concatenate(blocks), value(weight, read))
 
 
 def test_an_overflow_is_infinity_and_no_warning():
@@ -244,7 +298,7 @@ def test_what_has_no_int8_is_named(build: Callable[..., Weight], wrong: float):
 def test_int8_is_made_of_a_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, build: Callable[..., Weight]
 ):
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 4 * 3 * 24)
+    monkeypatch.setattr(weight_values, "CHUNK_BYTES", 4 * 3 * 24)
     asked: list[tuple[int, int]] = []
 
     def recorded(name: str, start: int, stop: int) -> np.ndarray:
@@ -321,6 +375,8 @@ def test_keys_are_the_expression():
     assert half.key == "model.norm.weight"
     assert cast(transpose(half), "float32").key == "cast(transpose(model.norm.weight), float32)"
     assert cut(half, 0, 3, 8).key == "slice(model.norm.weight, 0, 3, 8)"
+    assert pack(half).key == "pack(model.norm.weight)"
+    assert pack(quantize(half, axis=0)).key == "pack(quantize(model.norm.weight))"
 
 
 @pytest.mark.parametrize(
@@ -343,6 +399,12 @@ def test_equal_expressions_have_equal_keys():
     assert one == cast(transpose(stored("table")), "float16")
 
 
+def test_what_is_packed_is_found_again():
+    codes = quantize(stored("large"), axis=0)
+    assert unpacked(pack(codes)) is codes
+    assert unpacked(codes) is codes
+
+
 def test_sources_are_in_order_and_repeated():
     joined = concat([stored("table"), cut(stored("other"), 0, 0, 2), stored("table")])
     assert cast(transpose(joined), "float16").sources() == ("table", "other", "table")
@@ -359,6 +421,13 @@ def test_sources_are_in_order_and_repeated():
         (lambda: concat([stored("table"), stored("vector")]), "concat of unlike parts"),
         (lambda: cut(stored("table"), 1, 2, 7), "slice 2:7 of 6"),
         (lambda: cut(stored("table"), 0, 3, 3), "slice 3:3 of 10"),
+        (lambda: pack(stored("table")), "pack of float32"),
+        (lambda: pack(cast(stored("vector"), "bfloat16")), r"pack of \(6,\)"),
+        (lambda: cut(TILES, 0, 0, 1), r"slice of pack\(codes\): packing comes last"),
+        (lambda: cast(TILES, "float32"), "cast of pack"),
+        (lambda: concat([TILES, TILES]), "concat of pack"),
+        (lambda: calibrated(TILES, "x"), "file of pack"),
+        (lambda: pack(TILES), r"pack of \("),
     ],
 )
 def test_what_is_no_expression_is_our_bug(build: Callable[[], Weight], message: str):

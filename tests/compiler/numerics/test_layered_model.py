@@ -13,7 +13,7 @@ from compiler.contracts.errors import PassError
 from compiler.contracts.program import Program
 from compiler.contracts.taps import Tap
 from compiler.contracts.target_base import ProgramModel
-from compiler.contracts.weights import RowReader, value
+from compiler.contracts.weight_values import RowReader, value
 from compiler.numerics.float_twin import float_twin
 from compiler.numerics.layered_model import LayeredModel
 from passes.annotate_int8_qdq import AnnotateInt8QDQ

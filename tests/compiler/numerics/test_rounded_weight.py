@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from compiler.contracts.weight_values import RowReader, value
 from compiler.contracts.weights import (
-    RowReader,
     Weight,
     calibrated,
     concat,
@@ -13,7 +13,6 @@ from compiler.contracts.weights import (
     scale,
     source,
     transpose,
-    value,
     zeros,
 )
 from compiler.numerics.rounded_weight import rounded_weight

@@ -14,7 +14,8 @@ from compiler import registry
 from compiler.config import EXPORTED_PASSES
 from compiler.contracts.errors import CheckpointError
 from compiler.contracts.program import OPSET, Program, quiet_graphsurgeon
-from compiler.contracts.weights import source, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import source
 from compiler.numerics.reference_run import run_model
 from compiler.pass_order import PlannedPass
 from compiler.stages.import_onnx import import_onnx, locate_onnx

@@ -21,7 +21,8 @@ from compiler import atomic_folder, params_file
 from compiler.contracts.bundle import Bundle
 from compiler.contracts.errors import BundleError, CheckFailed, CheckpointError, MachineLacks
 from compiler.contracts.progress import Progress
-from compiler.contracts.weights import CheckpointRef, source, transpose, value
+from compiler.contracts.weight_values import value
+from compiler.contracts.weights import CheckpointRef, source, transpose
 from compiler.stages.open_bundle import open_bundle
 from compiler.stages.package import BundleDraft, existing_bundle, kept_bundle, package
 

@@ -27,7 +27,8 @@ from compiler.contracts.errors import MachineLacks
 from compiler.contracts.program import ProgramSet
 from compiler.contracts.progress import Progress
 from compiler.contracts.target_base import ProgramModel
-from compiler.contracts.weights import CheckpointRef, chunks
+from compiler.contracts.weight_values import chunks
+from compiler.contracts.weights import CheckpointRef
 from compiler.hashing import CACHE_VARIABLE
 from compiler.stages import calibrate as calibrate_stage
 from compiler.stages.checkpoint import locate_checkpoint

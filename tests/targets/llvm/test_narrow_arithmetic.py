@@ -13,7 +13,7 @@ from relax_runs import arguments, run_main
 from rewritten_model import LAYERS, NAME, rewritten
 from traced_models import TracedModels
 
-from compiler.contracts.weights import value
+from compiler.contracts.weight_values import value
 from compiler.numerics.reference_run import run_model
 from compiler.relax import relax_from_program
 from passes.cast_dtype import CastDtype, Dtype

@@ -20,7 +20,7 @@ from tvm import relax
 from compiler.contracts.bundle import ModuleEntry
 from compiler.contracts.program import Program
 from compiler.contracts.taps import Observer, Tap, taps_of
-from compiler.contracts.weights import value
+from compiler.contracts.weight_values import value
 from compiler.numerics.program_taps import program_taps
 from compiler.relax import relax_from_program
 from passes.annotate_int8_qdq import AnnotateInt8QDQ
