@@ -23,6 +23,7 @@ from targets.llvm.kernels.attention_shape import AttentionShape, Operands
 from targets.llvm.kernels.decode_attention import emit_decode
 from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.prefill_attention import emit_prefill
+from targets.llvm.kernels.tile_attention import emit_tile_prefill, has_tile_prefill
 
 
 def attention(
@@ -80,6 +81,8 @@ def attention(
         )
         if tokens == 1:
             emit_decode(operands, shape, features=features)
+        elif has_tile_prefill(shape, cache_dtype=cache_dtype, features=features):
+            emit_tile_prefill(operands, shape)
         else:
             emit_prefill(operands, shape, features=features)
     return finished(builder)

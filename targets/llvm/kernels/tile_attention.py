@@ -1,0 +1,428 @@
+"""Attention of many tokens over bfloat16 caches by AMX: scores [queries][keys], two tile products.
+
+The rows of a kv head are its queries, (token, head of the group) in this order, cut into blocks of
+32. A task has one kv head, or a part of its blocks. It first lays the keys and values that it needs
+out as tiles, K transposed; then each block walks over the keys:
+
+    scores = q @ k.T         a step of 32 keys at a time, in tiles of [16 queries][16 keys]
+    weights = 2^(scores * scale / ln 2 - reference)         rounded to bfloat16, row by row
+    totals += weights @ ones, sums += weights @ v           four steps at a time
+
+While the vector units make the weights of a step, the tile unit makes the scores of the next: their
+instructions alternate, finely enough that both are within the processor's window.
+
+The reference need not be the running maximum, only near it: 2^x keeps its relative precision
+wherever x is. It is the largest score of the first step. Once a row's weights in a block of keys
+add up to more than 2^20, the reference becomes the maximum, older sums are scaled and the weights
+of the block made anew; that is rare, and spares every other block a maximum and a scaling.
+
+Totals sum the weights as rounded, which is what multiplies the values: a row whose values are equal
+comes out exact but for fp32. The relative error of a weight is at most 2^-9 by rounding (away from
+zero on ties) and 3e-6 by the polynomial.
+"""
+
+# TVM annotates its expressions without their operators, and index lists without plain integers.
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+import math
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import Buffer
+from tvm.tirx.script.builder import ir as T
+
+from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels import amx
+from targets.llvm.kernels.attention_shape import AttentionShape, Operands
+from targets.llvm.kernels.vector_math import (
+    FLOAT32_LOWEST,
+    assign,
+    horizontal_max,
+    load,
+    register,
+    slice_of,
+    splat,
+    store,
+    transposed,
+    value_of,
+    zip_halves,
+)
+
+_LANES = 16
+# Queries of a block, in tiles; keys of a step, whose weights are one tile deep; steps of a block.
+_TILES = 2
+_ROWS = _TILES * amx.ROWS
+_STEP = 32
+_STEPS = 4
+# Tasks to aim for: enough for 8 threads, a multiple of 4.
+_TASKS, _MULTIPLE = 8, 4
+_TOO_LARGE = 2.0**20
+# 2^x on [0, 1), relative error 2.7e-6: minimax by Remez's algorithm.
+_POLYNOMIAL = (0.0135341678, 0.0520114601, 0.241442755, 0.693003833, 1.00000262)
+_BF16_ONE = 0x3F80
+_BF16 = ("bfloat16", "bfloat16")
+_FLAGS = frozenset({"amx_bf16", "amx_tile", "avx512bw", "avx512dq", "avx512f"})
+
+
+def has_tile_prefill(shape: AttentionShape, *, cache_dtype: str, features: CpuFeatures) -> bool:
+    """Whether this form applies: AMX with bfloat16, and a depth of whole tiles that fits them."""
+    is_able = set(features.flags) >= _FLAGS
+    return is_able and cache_dtype == "bfloat16" and shape.head_dim in (32, 64, 96, 128)
+
+
+def emit_tile_prefill(operands: Operands, shape: AttentionShape) -> None:
+    """Emit the body of the function for more than one token."""
+    parts = _parts(shape)
+    with T.parallel(shape.kv_heads * parts) as task:
+        amx.configure()
+        _HeadPart(operands, shape, task // parts, task % parts, parts).emit()
+        amx.release()
+
+
+def _parts(shape: AttentionShape) -> int:
+    """Tasks that share a kv head; each lays out its keys and values anew."""
+    parts = -(-_TASKS // shape.kv_heads)
+    while shape.kv_heads * parts % _MULTIPLE:
+        parts += 1
+    return min(parts, -(-shape.tokens * shape.group // _ROWS))
+
+
+class _HeadPart:
+    """One task: every `parts`-th block of a kv head's rows, and its scratch buffers."""
+
+    def __init__(
+        self, operands: Operands, shape: AttentionShape, head: Expr, part: Expr, parts: int
+    ) -> None:
+        """Emit the task's scratch; keys count from `base`, the first that any row may see."""
+        self.operands, self.shape = operands, shape
+        self.head, self.part, self.parts = T.Bind(head), T.Bind(part), parts
+        head_dim, window = shape.head_dim, shape.window
+        self.past = T.Bind(T.cast(operands.past_length[0], "int32"))
+        valid = T.Bind(T.min(T.cast(operands.valid_length[0], "int32"), shape.tokens))
+        self.base = T.Bind(T.max(self.past + 1 - window, 0)) if window else 0
+        self.keys = T.Bind(self.past + valid - self.base)
+        self.rows = T.Bind(valid * shape.group)
+        seen = min(shape.context, window + shape.tokens) if window else shape.context
+        steps = -(-seen // _STEP)
+        tile = (amx.ROWS, _LANES)
+        self.k_tiles = T.alloc_buffer((steps, _TILES, head_dim // 32, *tile), "uint32")
+        self.v_tiles = T.alloc_buffer((steps, head_dim // 16, amx.ROWS, 32), "uint16")
+        self.ones = T.alloc_buffer((amx.ROWS, 32), "uint16")
+        self.queries = T.alloc_buffer((_TILES, head_dim // 32, amx.ROWS, 32), "uint16")
+        self.scores = T.alloc_buffer((2 * _STEPS, _TILES, _TILES, *tile), "float32")
+        self.weights = T.alloc_buffer((_STEPS, _TILES, amx.ROWS, 32), "uint16")
+        self.sums = T.alloc_buffer((head_dim // 16, _TILES, *tile), "float32")
+        self.added = T.alloc_buffer((_TILES, *tile), "float32")
+        self.totals = T.alloc_buffer((_TILES, *tile), "float32")
+        self.references = T.alloc_buffer((_ROWS,), "float32")
+        self.limits = T.alloc_buffer((_ROWS,), "int32")
+        self.starts = T.alloc_buffer((_ROWS,), "int32") if window else None
+
+    def emit(self) -> None:
+        """Emit the whole task."""
+        blocks = T.Bind((self.rows + (_ROWS - 1)) // _ROWS)
+        with T.If(self.part < blocks), T.Then():
+            with T.serial(amx.ROWS) as i:
+                _store_words(self.ones, (i, 0), _splat_int(_BF16_ONE, 32, "uint16"))
+            with T.serial((self.keys + (_STEP - 1)) // _STEP) as step:
+                self._lay_out(step)
+            # Early blocks see few keys and late ones many: parts take turns from both ends.
+            with T.serial((blocks + (self.parts - 1)) // self.parts) as turn:
+                at = T.Select(turn % 2 == 0, self.part, self.parts - 1 - self.part)
+                block = T.Bind(turn * self.parts + at)
+                with T.If(block < blocks), T.Then():
+                    self._emit_block(T.Bind(block * _ROWS))
+
+    def _lay_out(self, step: Expr) -> None:
+        """Emit the tiles of 32 keys; those past the last repeat it, so that 0 * v is 0."""
+        k, v = self.operands.k_cache, self.operands.v_cache
+
+        def row(j: Expr | int) -> Expr:
+            return self.base + T.min(step * _STEP + j, self.keys - 1)
+
+        with T.serial(_TILES) as tile:
+            at = [T.Bind(row(tile * 16 + j)) for j in range(16)]
+            with T.serial(self.shape.head_dim // 32) as chunk:
+                pairs = [T.Bind(_words(k, (p, self.head, chunk * 32), "uint32")) for p in at]
+                for r, vector in enumerate(transposed(pairs, _LANES)):
+                    store(self.k_tiles, (step, tile, chunk, r, 0), vector, lanes=_LANES)
+        with T.serial(amx.ROWS) as r:
+            first, second = T.Bind(row(2 * r)), T.Bind(row(2 * r + 1))
+            for chunk in range(self.shape.head_dim // 32):
+                a = T.Bind(_words(v, (first, self.head, chunk * 32), "uint16"))
+                b = T.Bind(_words(v, (second, self.head, chunk * 32), "uint16"))
+                for half, vector in enumerate(zip_halves(a, b, 32)):
+                    _store_words(self.v_tiles, (step, chunk * 2 + half, r, 0), vector)
+
+    def _emit_block(self, first: Expr) -> None:
+        """Emit the work of 32 rows from `first`."""
+        self._load_queries(first)
+        self._set_limits(first)
+        begin = 0 if self.starts is None else T.Bind(self.starts[0] // _STEP)
+        steps = T.Bind((self.limits[_ROWS - 1] + (_STEP - 1)) // _STEP - begin)
+        _run(self._score(begin, 0))
+        self._clear(begin * _STEP)
+        with T.serial((steps + (_STEPS - 1)) // _STEPS) as block:
+            done = T.Bind(block * _STEPS)
+            count = T.Bind(T.min(steps - done, _STEPS))
+            with T.serial(count) as j:
+                step = T.Bind(done + j)
+                self._weigh_and_score(begin, step, step + 1 < steps)
+            self._total(count)
+            with T.If(self._is_too_large()), T.Then():
+                self._raise_references(begin, done, count)
+                with T.serial(count) as j:
+                    self._weigh((begin + done + j) * _STEP, done + j, is_masked=True)
+                self._total(count)
+            self._add_totals()
+            self._accumulate(begin + done, count)
+        self._store(first)
+
+    def _position(self, row: Expr) -> tuple[Expr, Expr]:
+        """Token and query head of a row of this kv head; rows past the end repeat the last."""
+        row = T.min(row, self.rows - 1)
+        group = self.shape.group
+        return row // group, self.head * group + row % group
+
+    def _load_queries(self, first: Expr) -> None:
+        q = self.operands.q
+        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+            token, head = (T.Bind(part) for part in self._position(first + tile * amx.ROWS + i))
+            for chunk in range(self.shape.head_dim // 32):
+                low = load(q, (token, head, chunk * 32), _LANES)
+                high = load(q, (token, head, chunk * 32 + _LANES), _LANES)
+                _store_words(self.queries, (tile, chunk, i, 0), _rounded(low, high))
+
+    def _set_limits(self, first: Expr) -> None:
+        """Emit starts[row] and limits[row]: the keys from one to before the other; both rise."""
+        with T.serial(_ROWS) as row:
+            token, _ = self._position(first + row)
+            after = T.Bind(self.past + token + 1)
+            T.buffer_store(self.limits, after - self.base, [row])
+            if self.starts is not None:
+                start = T.max(after - self.shape.window, 0) - self.base
+                T.buffer_store(self.starts, start, [row])
+
+    def _clear(self, key: Expr) -> None:
+        """Emit zero sums, and references from the first step, whose first key is `key`."""
+        zeros = splat(0.0, _LANES)
+        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+            store(self.totals, (tile, i, 0), zeros, lanes=_LANES)
+            for d in range(self.shape.head_dim // 16):
+                store(self.sums, (d, tile, i, 0), zeros, lanes=_LANES)
+            largest = self._largest(0, key, tile, i)
+            T.buffer_store(self.references, largest, [tile * amx.ROWS + i])
+
+    def _score(self, begin: Expr | int, step: Expr | int) -> list[Callable[[], None]]:
+        """What emits the scores of a step, a part each."""
+        at, slot = begin + step, step % (2 * _STEPS)
+
+        def multiply(chunk: int) -> None:
+            if chunk == 0:
+                for tile in range(4):
+                    amx.zero(tile)
+            for tile in range(_TILES):
+                amx.load(4 + tile, self.queries, (tile, chunk, 0, 0))
+                amx.load(6 + tile, self.k_tiles, (at, tile, chunk, 0, 0))
+            for tile in range(4):
+                amx.dot(tile, 4 + tile // 2, 6 + tile % 2, dtypes=_BF16)
+
+        def put(tile: int) -> None:
+            amx.store(tile, self.scores, (slot, tile // 2, tile % 2, 0, 0))
+
+        chunks = self.shape.head_dim // 32
+        return [
+            *(lambda c=c: multiply(c) for c in range(chunks)),
+            *(lambda t=t: put(t) for t in range(4)),
+        ]
+
+    def _weigh_and_score(self, begin: Expr | int, step: Expr, has_next: Expr) -> None:
+        """Emit the weights of one step, and the scores of the next between them."""
+        key = T.Bind((begin + step) * _STEP)
+        is_whole = key + _STEP <= self.limits[0]
+        if self.starts is not None:
+            is_whole = tirx.And(is_whole, key >= self.starts[_ROWS - 1])
+        with T.If(has_next):
+            with T.Then(), T.If(is_whole):
+                with T.Then():
+                    self._weigh(key, step, is_masked=False, between=self._score(begin, step + 1))
+                with T.Else():
+                    self._weigh(key, step, is_masked=True, between=self._score(begin, step + 1))
+            with T.Else():
+                self._weigh(key, step, is_masked=True)
+
+    def _weigh(
+        self,
+        key: Expr,
+        step: Expr,
+        *,
+        is_masked: bool,
+        between: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Emit weights = 2^(scores - reference), and the parts `between` spread over them."""
+        pieces = 4 if between else 1
+        rows = _ROWS // pieces
+        done = 0
+        for piece in range(pieces):
+            until = len(between) * (piece + 1) // pieces
+            _run(between[done:until])
+            done = until
+            with T.serial(rows) as i:
+                row = piece * rows + i
+                tile, line = row // amx.ROWS, row % amx.ROWS
+                reference = T.Bind(splat(self.references[row], _LANES))
+                halves = []
+                for half in range(2):
+                    score = self._scores_of(step, key, tile, line, half, is_masked=is_masked)
+                    scaled = score * splat(self._scale, _LANES) - reference
+                    halves.append(_power_of_two(T.Bind(scaled)))
+                words = _rounded(*halves)
+                _store_words(self.weights, (step % _STEPS, tile, line, 0), words)
+
+    @property
+    def _scale(self) -> float:
+        return self.shape.scale * math.log2(math.e)
+
+    def _scores_of(
+        self, step: Expr, key: Expr, tile: Expr, line: Expr, half: int, *, is_masked: bool
+    ) -> Expr:
+        """Scores of a row and 16 keys, -inf where it may not see one."""
+        slot = step % (2 * _STEPS)
+        score = load(self.scores, (slot, tile, half, line, 0), _LANES)
+        if not is_masked:
+            return score
+        row = tile * amx.ROWS + line
+        keys = tirx.Ramp(key + half * 16, 1, _LANES)
+        is_allowed = keys < tirx.Broadcast(self.limits[row], _LANES)
+        if self.starts is not None:
+            is_allowed = tirx.And(is_allowed, keys >= tirx.Broadcast(self.starts[row], _LANES))
+        return T.Select(is_allowed, score, splat(-math.inf, _LANES))
+
+    def _largest(self, step: Expr, key: Expr, tile: Expr, line: Expr) -> Expr:
+        """The largest score of a row in a step, scaled; never -inf."""
+        halves = [
+            self._scores_of(step, key, tile, line, half, is_masked=True) for half in range(2)
+        ]
+        # A negative scale would make the smallest the largest.
+        scaled = [T.Bind(half * splat(self._scale, _LANES)) for half in halves]
+        return T.max(horizontal_max(T.Bind(T.max(*scaled)), _LANES), FLOAT32_LOWEST)
+
+    def _total(self, count: Expr) -> None:
+        """Emit added[row] = the sum of a block's weights, in every lane."""
+        amx.load(6, self.ones, (0, 0))
+        for tile in range(_TILES):
+            amx.zero(tile)
+        with T.serial(count) as j:
+            for tile in range(_TILES):
+                amx.load(4 + tile, self.weights, (j, tile, 0, 0))
+                amx.dot(tile, 4 + tile, 6, dtypes=_BF16)
+        for tile in range(_TILES):
+            amx.store(tile, self.added, (tile, 0, 0))
+
+    def _is_too_large(self) -> Expr:
+        """Whether the weights of any row add up to more than fits the reference."""
+        largest = register(_LANES)
+        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+            assign(largest, T.max(value_of(largest), load(self.added, (tile, i, 0), _LANES)))
+        # The lanes are equal.
+        return T.Bind(largest[0]) > _TOO_LARGE
+
+    def _raise_references(self, begin: Expr | int, done: Expr, count: Expr) -> None:
+        """Emit references no lower than a block's scores, and older sums scaled to them."""
+        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+            before = T.Bind(self.references[tile * amx.ROWS + i])
+            largest = register(1, value=before)
+            with T.serial(count) as j:
+                key = (begin + done + j) * _STEP
+                of_step = self._largest(done + j, key, tile, i)
+                assign(largest, T.max(value_of(largest), of_step))
+            after = T.Bind(value_of(largest))
+            T.buffer_store(self.references, after, [tile * amx.ROWS + i])
+            factor = _power_of_two(T.Bind(splat(before - after, _LANES)))
+            at = (tile, i, 0)
+            store(self.totals, at, load(self.totals, at, _LANES) * factor, lanes=_LANES)
+            for d in range(self.shape.head_dim // 16):
+                at = (d, tile, i, 0)
+                store(self.sums, at, load(self.sums, at, _LANES) * factor, lanes=_LANES)
+
+    def _add_totals(self) -> None:
+        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+            at = (tile, i, 0)
+            total = load(self.totals, at, _LANES) + load(self.added, at, _LANES)
+            store(self.totals, at, total, lanes=_LANES)
+
+    def _accumulate(self, at: Expr, count: Expr) -> None:
+        """Emit sums += weights @ v over `count` steps of keys from step `at`."""
+        with T.serial(self.shape.head_dim // 32) as pair:
+            places = [(2 * pair + tile % 2, tile // 2, 0, 0) for tile in range(4)]
+            for tile, place in enumerate(places):
+                amx.load(tile, self.sums, place)
+            with T.serial(count) as j:
+                for tile in range(_TILES):
+                    amx.load(4 + tile, self.weights, (j, tile, 0, 0))
+                    amx.load(6 + tile, self.v_tiles, (at + j, 2 * pair + tile, 0, 0))
+                for tile in range(4):
+                    amx.dot(tile, 4 + tile // 2, 6 + tile % 2, dtypes=_BF16)
+            for tile, place in enumerate(places):
+                amx.store(tile, self.sums, place)
+
+    def _store(self, first: Expr) -> None:
+        """Emit out[row] = sums[row] / total[row]."""
+        with T.serial(T.min(self.rows - first, _ROWS)) as row:
+            token, head = (T.Bind(part) for part in self._position(first + row))
+            tile, line = row // amx.ROWS, row % amx.ROWS
+            factor = T.Bind(splat(1.0, _LANES) / load(self.totals, (tile, line, 0), _LANES))
+            for d in range(self.shape.head_dim // 16):
+                value = load(self.sums, (d, tile, line, 0), _LANES) * factor
+                store(self.operands.out, (token, head, d * 16), value, lanes=_LANES)
+
+
+def _run(parts: Sequence[Callable[[], None]]) -> None:
+    for emit in parts:
+        emit()
+
+
+def _power_of_two(x: Expr) -> Expr:
+    """Emit 2^x of a bound vector, -inf included: `vreduceps` leaves x - floor(x)."""
+    floor, current_rounding = (tirx.const(flag, "int32") for flag in (0x09, 0x04))
+    zeros, every = splat(0.0, _LANES), tirx.const(-1, "int16")
+    name = "llvm.x86.avx512.mask.{}.ps.512"
+    dtype = f"float32x{_LANES}"
+    fraction = T.Bind(
+        T.call_llvm_pure_intrin(
+            name.format("reduce"), x, floor, zeros, every, current_rounding, dtype=dtype
+        )
+    )
+    series = splat(_POLYNOMIAL[0], _LANES)
+    for coefficient in _POLYNOMIAL[1:]:
+        series = series * fraction + splat(coefficient, _LANES)
+    return T.Bind(
+        T.call_llvm_pure_intrin(
+            name.format("scalef"), series, x, zeros, every, current_rounding, dtype=dtype
+        )
+    )
+
+
+def _rounded(low: Expr, high: Expr) -> Expr:
+    """Emit two vectors of fp32 as one of bfloat16's bits, to nearest and ties away from zero."""
+    half = _splat_int(0x8000, _LANES, "uint32")
+    words = [
+        T.Bind(T.reinterpret("uint16x32", T.reinterpret(f"uint32x{_LANES}", vector) + half))
+        for vector in (low, high)
+    ]
+    return tirx.Shuffle(words, [tirx.const(2 * lane + 1, "int32") for lane in range(32)])
+
+
+def _words(cache: Buffer, at: Sequence[Expr | int], dtype: str) -> Expr:
+    """The bits of 32 neighbouring bfloat16, as they are or as 16 pairs."""
+    value = T.reinterpret("uint16x32", cache[(*at[:-1], slice_of(at[-1], 32))])
+    return value if dtype == "uint16" else T.reinterpret(f"uint32x{_LANES}", value)
+
+
+def _store_words(buffer: Buffer, at: Sequence[Expr | int], words: Expr) -> None:
+    store(buffer, at, words, lanes=32)
+
+
+def _splat_int(value: int, lanes: int, dtype: str) -> Expr:
+    return tirx.Broadcast(tirx.const(value, dtype), lanes)
