@@ -28,7 +28,7 @@ class RowLimit:
 
 def row_limit(main: relax.Function) -> RowLimit:
     """Read it off the parameters: one prompt with its window, padded behind `valid_length`."""
-    named = {parameter.name_hint: parameter for parameter in main.params}
+    named = {parameter.name: parameter for parameter in main.params}
     tokens, valid = named.get(_TOKENS), named.get(_VALID)
     if tokens is None or valid is None or static_shape(valid) != (1,):
         return RowLimit()

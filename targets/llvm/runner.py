@@ -19,7 +19,7 @@ from compiler.contracts.tensor_parallel import Collectives
 from compiler.relax.collectives import serve_collectives, taking_part
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, aligned_zeros, map_parameters
-from targets.llvm.features import CpuFeatures, detect, missing
+from targets.llvm.features import CpuFeatures, detect, missing, permit_tiles
 from targets.llvm.observing import Instrument, cache_name, cached_rows
 
 if TYPE_CHECKING:
@@ -216,13 +216,15 @@ def _one_prompt() -> TargetError:
 def _check_features(bundle: Bundle, entry: ModuleEntry) -> None:
     flags = entry.target["features"]
     assert isinstance(flags, list), "the manifest's features are a list"
-    lacking = missing(CpuFeatures(str(entry.target["arch"]), tuple(flags)), detect())
+    features = CpuFeatures(str(entry.target["arch"]), tuple(flags))
+    lacking = missing(features, detect())
     if lacking:
         raise MachineLacks(
             f"the bundle was built for a CPU with {', '.join(lacking)}, which this one lacks",
             where=str(bundle.path),
             hint="build it here, or with backend.compile.features",
         )
+    permit_tiles(features)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -21,7 +21,7 @@ from compiler.contracts.target_base import (
 )
 from compiler.contracts.weights import CheckpointRef
 from compiler.relax.link import find_linker
-from targets.llvm.features import CpuFeatures, detect, from_names
+from targets.llvm.features import CpuFeatures, detect, from_names, has_tiles
 
 LIBRARY = "module.so"
 _STORAGE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -84,17 +84,22 @@ class LLVMTarget(Target):
     def passes(self, options: TargetOptions) -> tuple[PassChoice, ...]:
         """What kernels take whole as one node each, and weights and caches as they are stored.
 
-        An int8 model keeps its cache in what it keeps its other matrices in: at that size the
-        cache would else be a good part of the memory.
+        The cache is stored in what floats are stored in. Where there are tiles (AMX), weights lie
+        in them, and products of many rows take 16-bit activations, which the graph then says.
         """
-        stored = {"dtype": _STORAGE[_float_dtype(options)]}
-        cache = (PassChoice("store-kv-cache", stored),) if options.dtype == "int8" else ()
+        dtype = _STORAGE[_float_dtype(options)]
+        stored = {"dtype": dtype}
+        tiled = ()
+        if has_tiles(_features(options)) and dtype == "bfloat16":
+            tiled = (PassChoice("round-activations", stored), PassChoice("pack-weights"))
         return (
             PassChoice("fuse-attention"),
             PassChoice("fuse-rms-norm"),
+            PassChoice("fuse-rotary"),
             PassChoice("fuse-silu-mul"),
             PassChoice("store-weights", stored),
-            *cache,
+            *((PassChoice("store-kv-cache", stored),) if dtype != "float32" else ()),
+            *tiled,
         )
 
     def fingerprint(self, options: TargetOptions) -> Mapping[str, object]:
