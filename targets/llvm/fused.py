@@ -16,7 +16,9 @@ from targets.llvm.kernels.cache_update import cache_update
 from targets.llvm.kernels.quantize_tokens import quantize_tokens
 from targets.llvm.kernels.quantized_cache_update import quantized_cache_update
 from targets.llvm.kernels.rms_norm import rms_norm
+from targets.llvm.kernels.rotary import rotary
 from targets.llvm.kernels.silu_mul import silu_mul
+from targets.llvm.row_kernels import RowKernels
 from targets.llvm.stored_operands import is_call
 
 Attributes = Mapping[str, AttributeValue]
@@ -26,14 +28,15 @@ def _bound(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Var:
     return value if isinstance(value, relax.Var) else builder.emit(value)
 
 
-def fused_converters(features: CpuFeatures) -> dict[str, FusedConverter]:
-    """Operator name -> converter, for this CPU level."""
+def fused_converters(features: CpuFeatures, kernels: RowKernels) -> dict[str, FusedConverter]:
+    """Operator name -> converter, for this CPU level; kernels over rows are noted in `kernels`."""
     return {
         "CacheUpdate": partial(_cache_update, features=features),
         "FusedAttention": partial(_attention, features=features),
-        "FusedRMSNorm": partial(_rms_norm, features=features),
-        "FusedSiluMul": partial(_silu_mul, features=features),
-        "QuantizedTokens": partial(_quantized_tokens, features=features),
+        "FusedRMSNorm": partial(_rms_norm, features=features, kernels=kernels),
+        "FusedRotary": partial(_rotary, features=features, kernels=kernels),
+        "FusedSiluMul": partial(_silu_mul, features=features, kernels=kernels),
+        "QuantizedTokens": partial(_quantized_tokens, features=features, kernels=kernels),
         QUANTIZED_CACHE_UPDATE: partial(_quantized_cache_update, features=features),
         "WidenedCache": _widened_cache,
     }
@@ -151,8 +154,7 @@ def _attention(
         features=features,
     )
     name = add_kernel(builder, kernel, "attention")
-    by_token = builder.emit(relax.op.permute_dims(q, [0, 2, 1, 3]))
-    rows = builder.emit(relax.op.reshape(by_token, [tokens, heads, head_dim]))
+    rows = builder.emit(relax.op.reshape(by_token(builder, q), [tokens, heads, head_dim]))
     out = builder.emit(
         relax.call_tir(
             name,
@@ -169,15 +171,60 @@ def _rms_norm(
     attributes: Attributes,
     *,
     features: CpuFeatures,
+    kernels: RowKernels,
 ) -> relax.Expr:
     """FusedRMSNorm(x[.., H], weight[H]) over rows."""
     x, weight = (_bound(builder, value) for value in inputs)
     *batch, hidden = static_shape(x)
     epsilon = attributes["epsilon"]
     assert isinstance(epsilon, float), f"epsilon is {epsilon!r}"
-    kernel = rms_norm(prod(batch), hidden, epsilon=epsilon, features=features)
-    name = add_kernel(builder, kernel, "rms_norm")
+    build = partial(rms_norm, prod(batch), hidden, epsilon=epsilon, features=features)
+    name = kernels.add(builder, build, "rms_norm")
     return _by_rows(builder, name, [x], [weight])
+
+
+def _rotary(
+    builder: relax.BlockBuilder,
+    inputs: Sequence[relax.Expr],
+    attributes: Attributes,
+    *,
+    features: CpuFeatures,
+    kernels: RowKernels,
+) -> relax.Expr:
+    """FusedRotary(x[1, H, T, d], cos, sin) with an angle for each token; else by TVM's operators."""
+    x, cos, sin = (_bound(builder, value) for value in inputs)
+    _, heads, tokens, head_dim = static_shape(x)
+    if any(prod(static_shape(one)) != tokens * head_dim for one in (cos, sin)):
+        return _turned(builder, x, cos, sin)
+    build = partial(rotary, tokens, heads, head_dim=head_dim, features=features)
+    rows = builder.emit(relax.op.reshape(by_token(builder, x), [tokens, heads, head_dim]))
+    angles = [builder.emit(relax.op.reshape(one, [tokens, head_dim])) for one in (cos, sin)]
+    out_ty = relax.TensorType([tokens, heads, head_dim], "float32")
+    name = kernels.add(builder, build, "rotary")
+    turned = builder.emit(relax.call_tir(name, [rows, *angles], out_ty=out_ty))
+    shaped = builder.emit(relax.op.reshape(turned, [1, tokens, heads, head_dim]))
+    return relax.op.permute_dims(shaped, [0, 2, 1, 3])
+
+
+def _turned(
+    builder: relax.BlockBuilder, x: relax.Expr, cos: relax.Expr, sin: relax.Expr
+) -> relax.Expr:
+    half = static_shape(x)[-1] // 2
+    first, second = (
+        builder.emit(relax.op.strided_slice(x, [3], [start], [start + half])) for start in (0, half)
+    )
+    negated = builder.emit(relax.op.negative(second))
+    turned = builder.emit(relax.op.concat([negated, first], axis=3))
+    straight = builder.emit(relax.op.multiply(x, cos))
+    return relax.op.add(straight, builder.emit(relax.op.multiply(turned, sin)))
+
+
+def by_token(builder: relax.BlockBuilder, heads: relax.Expr) -> relax.Expr:
+    """[1, H, T, d] -> [1, T, H, d]: where a permutation made it, what that was made from."""
+    made = builder.lookup_binding(heads) if isinstance(heads, relax.Var) else None
+    if is_call(made, "permute_dims") and [int(a) for a in made.attrs.axes] == [0, 2, 1, 3]:
+        return made.args[0]
+    return builder.emit(relax.op.permute_dims(heads, [0, 2, 1, 3]))
 
 
 def _silu_mul(
@@ -186,6 +233,7 @@ def _silu_mul(
     _attributes: Attributes,
     *,
     features: CpuFeatures,
+    kernels: RowKernels,
 ) -> relax.Expr:
     """FusedSiluMul(gate, up); where `up` broadcasts, by TVM's own operators."""
     gate, up = (_bound(builder, value) for value in inputs)
@@ -193,7 +241,8 @@ def _silu_mul(
         silu = relax.op.multiply(gate, relax.op.sigmoid(gate))
         return relax.op.multiply(silu, up)
     *batch, width = static_shape(gate)
-    name = add_kernel(builder, silu_mul(prod(batch), width, features=features), "silu_mul")
+    build = partial(silu_mul, prod(batch), width, features=features)
+    name = kernels.add(builder, build, "silu_mul")
     return _by_rows(builder, name, [gate, up], [])
 
 
@@ -203,12 +252,14 @@ def _quantized_tokens(
     _attributes: Attributes,
     *,
     features: CpuFeatures,
+    kernels: RowKernels,
 ) -> relax.Expr:
     """QuantizedTokens(x[1, T, K]): codes and scales, widened for whoever wants floats."""
     (x,) = (_bound(builder, value) for value in inputs)
     *batch, width = static_shape(x)
     rows = prod(batch)
-    name = add_kernel(builder, quantize_tokens(rows, width, features=features), "quantize_tokens")
+    build = partial(quantize_tokens, rows, width, features=features)
+    name = kernels.add(builder, build, "quantize_tokens")
     out_ty = [relax.TensorType([rows, width], "int8"), relax.TensorType([rows], "float32")]
     flat = builder.emit(relax.op.reshape(x, [rows, width]))
     both = builder.emit(relax.call_tir(name, [flat], out_ty=out_ty))

@@ -20,12 +20,14 @@ def write_library(program: Program, library: Path, *, features: CpuFeatures, thr
     from compiler.relax.collectives import collective_converters
     from targets.llvm.fused import fused_converters
     from targets.llvm.pipeline import pipeline
+    from targets.llvm.row_kernels import RowKernels
 
-    fused = {**fused_converters(features), **collective_converters()}
+    kernels = RowKernels()
+    fused = {**fused_converters(features, kernels), **collective_converters()}
     module = relax_from_program(join_cache_writes(program), fused=fused)
     executable = tvm.compile(
         module,
         target=tvm.target.Target(llvm_target(features, threads=threads)),
-        relax_pipeline=pipeline(features, threads=threads),
+        relax_pipeline=pipeline(features, kernels, threads=threads),
     )
     executable.export_library(str(library), fcompile=link_shared)

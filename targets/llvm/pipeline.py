@@ -14,16 +14,23 @@ from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.default_schedule import schedule_rest
 from targets.llvm.linears import lower_linears
 from targets.llvm.packed_linears import lower_packed_linears
+from targets.llvm.row_kernels import RowKernels, choose_forms
 
 ModulePass = Callable[[tvm.IRModule, tvm.transform.PassContext], tvm.IRModule]
 
 
-def pipeline(features: CpuFeatures, *, threads: int) -> tvm.transform.Pass:
+def pipeline(
+    features: CpuFeatures, kernels: RowKernels, *, threads: int
+) -> tvm.transform.Pass:
     """The whole lowering, for `tvm.compile(relax_pipeline=...)`."""
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLinears")
     def linears(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         return lower_linears(lower_packed_linears(module, features), features)
+
+    @tvm.transform.module_pass(opt_level=0, name="ChooseForms")
+    def forms(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        return choose_forms(module, kernels)
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
@@ -33,6 +40,8 @@ def pipeline(features: CpuFeatures, *, threads: int) -> tvm.transform.Pass:
         [
             # Products with stored weights go to our kernel while they still look like products.
             linears,
+            # Our kernels over rows end with the last real token, and a norm adds its residual.
+            forms,
             relax.transform.DeadCodeElimination(),
             *fused_kernels(),
             relax.transform.DeadCodeElimination(),

@@ -10,7 +10,7 @@ are one byte.
 # TVM annotates its expressions without their operators, and index lists without plain integers.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -24,7 +24,7 @@ from targets.llvm.kernels.stored_weight import index
 from targets.llvm.kernels.tile_linear import when_in
 from targets.llvm.kernels.vector_math import (
     assign,
-    chunks,
+    each_vector,
     load,
     prefetch,
     register,
@@ -78,7 +78,7 @@ class _FloatRows:
             return
         self.x = T.alloc_buffer((rows, padded), "float32")
         with T.serial(rows) as m:
-            _each_part(inputs, TILE, lambda k, lanes: (
+            each_vector(inputs, TILE, lambda k, lanes: (
                 store(self.x, (m, k), load(x, (m, k), lanes), lanes=lanes)))
             for k in range(inputs, padded):
                 T.buffer_store(self.x, tirx.const(0.0, "float32"), [m, k])
@@ -119,16 +119,6 @@ class _FloatRows:
                 store_sums(y, weight, row, at, sums=T.Bind(total), factor=None)
 
 
-def _each_part(length: int, lanes: int, emit: Callable[[Expr | int, int], None]) -> None:
-    """Emit it for each vector of a row, and for narrower ones at its end."""
-    whole = length - length % lanes
-    if whole:
-        with T.serial(whole // lanes) as step:
-            emit(step * lanes, lanes)
-    for offset, width in chunks(length - whole, lanes):
-        emit(whole + offset, width)
-
-
 def _widened(pairs: Expr) -> tuple[Expr, Expr]:
     """The lower and the upper bfloat16 of each pair, as fp32."""
     bits = T.Bind(T.reinterpret(typed("uint32", TILE), pairs))
@@ -154,10 +144,10 @@ class _ByteRow:
                 codes = x[0, slice_of(k, lanes)] ^ splat(offset, lanes)
                 store(self.bytes, (0, k), T.reinterpret(typed("uint8", lanes), codes), lanes=lanes)
 
-            _each_part(inputs, 4 * TILE, write)
+            each_vector(inputs, 4 * TILE, write)
             return
         self.scale = row_scale(x, (0,), largest=_LARGEST, lanes=TILE)
-        _each_part(inputs, TILE, lambda k, lanes: self._write(x, k, lanes))
+        each_vector(inputs, TILE, lambda k, lanes: self._write(x, k, lanes))
 
     def _write(self, x: Buffer, k: Expr | int, lanes: int) -> None:
         def integers(value: int) -> Expr:

@@ -10,27 +10,31 @@ from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.kernel_function import begin, finished
-from targets.llvm.kernels.parallel_loop import parallel_or_serial
-from targets.llvm.kernels.vector_math import chunks, exp, load, splat, store
+from targets.llvm.kernels.parallel_loop import limit_argument, limited, parallel_or_serial
+from targets.llvm.kernels.vector_math import each_vector, exp, load, splat, store
 
 
-def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
+def silu_mul(
+    rows: int, width: int, *, features: CpuFeatures, has_limit: bool = False
+) -> PrimFunc:
     """Build the activation for static shapes.
 
     Args:
         rows: Rows of all three matrices.
         width: Columns of all three.
         features: What the code may use.
+        has_limit: Whether only the first `valid_length` rows are wanted.
 
     Returns:
-        A scheduled function of gate, up and y, each [rows, width] fp32.
+        A scheduled function of gate and up, (valid_length [1] int64,) and y; the matrices are
+        [rows, width] fp32.
     """
     lanes = features.lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("silu_mul")
-        gate, up, y = (
-            T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up", "y")
-        )
+        gate, up = (T.arg(name, T.buffer((rows, width), "float32")) for name in ("gate", "up"))
+        valid = limit_argument(has_limit)
+        y = T.arg("y", T.buffer((rows, width), "float32"))
 
         def activate(row: Expr, k: Expr | int, count: int) -> None:
             at = (row, k)
@@ -40,13 +44,10 @@ def silu_mul(rows: int, width: int, *, features: CpuFeatures) -> PrimFunc:
         # One row is cut into pieces for the threads; of many, each is a piece.
         pieces = 8 if rows == 1 and width % (8 * lanes) == 0 else 1
         length = width // pieces
-        whole = length - length % lanes
-        with parallel_or_serial(rows * pieces, elements=rows * width) as task:
+        tasks = limited(rows, valid) if pieces == 1 else pieces
+        with parallel_or_serial(tasks, elements=rows * width) as task:
             row, start = task // pieces, task % pieces * length
-            with T.serial(whole // lanes) as step:
-                activate(row, start + step * lanes, lanes)
-            for k, count in chunks(length - whole, lanes):
-                activate(row, whole + k, count)
+            each_vector(length, lanes, lambda k, count: activate(row, start + k, count))
     return finished(builder)
 
 

@@ -8,7 +8,7 @@ kernels stay in straight-line code that LLVM keeps in registers.
 # TVM annotates its expressions without their operators, and index lists without plain integers.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -59,6 +59,16 @@ def chunks(length: int, lanes: int) -> Iterator[tuple[int, int]]:
             width //= 2
         yield offset, width
         offset += width
+
+
+def each_vector(length: int, lanes: int, emit: Callable[[Expr | int, int], None]) -> None:
+    """Emit `emit(offset, width)` over a row: in a loop of whole vectors, then narrower ones."""
+    whole = length - length % lanes
+    if whole:
+        with T.serial(whole // lanes) as step:
+            emit(step * lanes, lanes)
+    for offset, width in chunks(length - whole, lanes):
+        emit(whole + offset, width)
 
 
 def slice_of(start: Expr | int, lanes: int) -> Expr | int:
