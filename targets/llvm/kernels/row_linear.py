@@ -2,8 +2,8 @@
 
 A weight's stream is read once, in order. bfloat16 is widened by a shift and a mask, two inputs to a
 vector, and multiplied by x in fp32. int8 is multiplied by the bytes of x in fixed point (`vpdpbusd`,
-64 codes an instruction): x = scale * (2^16 b2 + 2^8 b1 + b0 - 2^23) with the scale absmax / (2^23 -
-1), as precise as fp32 for the row's largest entries, with sums that are exact. Codes of a rounded x
+64 codes an instruction): x = scale * (2^16 b2 + 2^8 b1 + b0 - 2^23) with the scale absmax /
+(2^23 - 16), as precise as fp32 for the row's largest entries, with sums that are exact. Codes of a rounded x
 are one byte.
 """
 
@@ -38,7 +38,8 @@ from targets.llvm.kernels.vector_math import (
 # How far ahead of its reads a stream of weights is asked for, in bytes.
 _AHEAD = 4096
 _DOT = "llvm.x86.avx512.vpdpbusd.512"
-_LARGEST = float(2**23 - 1)
+# So far below 2^23 that no rounding of absmax / scale reaches it, which would leave three bytes.
+_LARGEST = float(2**23 - 16)
 _OFFSET = 2**23
 # Rows of x that share the widening of a weight.
 _FEW = 4
