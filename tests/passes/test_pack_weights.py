@@ -166,8 +166,7 @@ def test_the_accelerator_s_product():
     found = reasons(run_pass(PackWeights(), program))
     name = "model.layers.0.mlp.down_proj"
     assert found[f"{name}.weight"] == (
-        f"{name}/MatMul (QuantizedLinearPerChannel) reads it, "
-        "expected DequantizeLinear of [out, in] to float32"
+        f"{name}/MatMul (QuantizedLinearPerChannel) reads it, expected DequantizeLinear by output"
     )
 
 
@@ -175,9 +174,7 @@ def test_weights_that_are_not_stored_as_the_checkpoint_s():
     program = linears_from_text(FLOATS)
     run_pass(CastDtype(dtype="bfloat16"), program)
     found = reasons(run_pass(PackWeights(), program))
-    assert found["up.weight"] == (
-        "up/MatMul (MatMul) reads it, expected Cast of [out, in] to float32"
-    )
+    assert found["up.weight"] == "up/MatMul (MatMul) reads it, expected Cast to float32"
 
 
 def test_arithmetic_in_16_bits():
@@ -185,9 +182,25 @@ def test_arithmetic_in_16_bits():
     run_pass(CastDtype(dtype="bfloat16"), program)
     run_pass(StoreWeights(dtype="bfloat16"), program)
     found = reasons(run_pass(PackWeights(), program))
-    assert found["up.weight"] == (
-        "up/Transpose (Transpose) reads it, expected Cast of [out, in] to float32"
-    )
+    assert found["up.weight"] == "up/Transpose (Transpose) reads it, expected Cast to float32"
+
+
+@pytest.mark.parametrize(
+    ("axis", "scales", "zero_point"), [(1, [8], False), (0, [1], False), (0, [8], True)]
+)
+def test_scales_that_are_not_one_for_each_output(axis: int, scales: list[int], zero_point: bool):
+    program = quantized()
+    path = "model.layers.0.self_attn.q_proj"
+    node = reader(program, f"{path}/DequantizeLinear")
+    node.attrs["axis"] = axis
+    node.inputs[1].shape = scales
+    if zero_point:
+        node.inputs.append(gs.Constant("zero", np.zeros(8, np.int8)))
+    report = PackWeights().run(program)
+    assert {skip.node: skip.reason for skip in report.skips} == {
+        f"{path}.weight": f"{path}/DequantizeLinear (DequantizeLinear) reads it, "
+        "expected DequantizeLinear by output"
+    }
 
 
 def reader(program: Program, name: str) -> gs.Node:
