@@ -49,7 +49,7 @@ UNPACKED_WEIGHT = onnx.parser.parse_function(
     """
 )
 # What widens a weight that is stored in a dtype.
-_WIDENED_BY = {"bfloat16": "Cast", "int8": "DequantizeLinear"}
+_WIDENED_BY = {"bfloat16": "Cast to float32", "int8": "DequantizeLinear by output"}
 _PRODUCTS = ("MatMul", "QuantizedLinearPerChannel")
 
 
@@ -70,15 +70,21 @@ def _is_lookup(node: gs.Node, table: gs.Tensor) -> bool:
     return node.op == "Gather" and node.inputs[0] is table and node.attrs.get("axis", 0) == 0
 
 
+def _is_widening(reader: gs.Node, dtype: str) -> bool:
+    if dtype == "bfloat16":
+        return reader.op == "Cast" and reader.attrs["to"] == onnx.TensorProto.FLOAT
+    if reader.op != "DequantizeLinear" or reader.attrs.get("axis", 1) != 0:
+        return False
+    stored, scales, *zero_points = reader.inputs
+    return not zero_points and list(scales.shape or ()) == list(stored.shape[:1])
+
+
 def _product(reader: gs.Node, dtype: str) -> gs.Node | str:
     """The linear's product behind what reads its weight, or why there is none."""
-    expected = _WIDENED_BY[dtype]
     if dtype == "int8" and reader.op == "Reshape":
         return f"{reader.name} reads it in groups of inputs, expected a scale for each output"
-    is_cast = reader.op == "Cast" and reader.attrs["to"] == onnx.TensorProto.FLOAT
-    is_scaled = reader.op == "DequantizeLinear" and reader.attrs.get("axis", 1) == 0
-    if reader.op != expected or not (is_cast or is_scaled):
-        return f"{reader.name} ({reader.op}) reads it, expected {expected} of [out, in] to float32"
+    if not _is_widening(reader, dtype):
+        return f"{reader.name} ({reader.op}) reads it, expected {_WIDENED_BY[dtype]}"
     turned = only_reader(reader.outputs[0], "Transpose")
     if turned is None or turned.attrs.get("perm") != [1, 0]:
         return f"{reader.name} is not read by one Transpose"

@@ -10,7 +10,8 @@ then use one. Products of one tensor share a pair of Casts; what else reads it r
 Packed weights or not makes no difference. int8 weights are left alone: their products take other
 activations (`annotate-int8-qdq`), or floats.
 
-It stands behind what stores weights and caches. Declines the product of one row that
+It stands behind what stores weights and caches, and behind whatever may change a float's last bit,
+which would tip a rounding over. Declines the product of one row that
 insert-strided-slice leaves to the head, for which no matrix unit is worth its while, and operands
 that are no float32. Numerically each operand is rounded once, by the unit roundoff of its size; see
 `Contract.roundings`.
@@ -105,10 +106,16 @@ class RoundActivations(Pass):
     phases: ClassVar[tuple[Phase, ...]] = ("prefill",)
     after: ClassVar = (
         "insert-strided-slice",
-        "fuse-qkv",
-        "fuse-gate-up",
         "fuse-attention",
+        "fuse-gate-up",
+        "fuse-qkv",
+        "fuse-rms-norm",
+        "fuse-rotary",
+        "fuse-silu-mul",
+        "group-queries",
         "pad-vocabulary",
+        "place-scale",
+        "widen-angles",
         "cast-dtype",
         "annotate-int8-qdq",
         "store-kv-cache",

@@ -23,8 +23,10 @@ from passes.fuse_rotary import FuseRotary
 from passes.fuse_silu_mul import FuseSiluMul
 from passes.insert_strided_slice import InsertStridedSlice
 from passes.keep_qkv_bias import KeepQKVBias
+from passes.pack_weights import PackWeights
 from passes.pad_vocabulary import PadVocabulary
 from passes.plan_kv_cache import PlanKVCache
+from passes.round_activations import RoundActivations
 from passes.store_kv_cache import StoreKVCache
 from passes.store_weights import StoreWeights
 
@@ -56,6 +58,21 @@ POINTS: Mapping[str, Sequence[Pass]] = {
     "int8 cache": (*_PLANNED, *_FUSED, StoreKVCache(dtype="int8"), StoreWeights()),
     "int8 cache, unfused": (*_PLANNED, StoreKVCache(dtype="int8"), StoreWeights()),
     "bfloat16 cache": (*_PLANNED, *_FUSED, StoreKVCache(dtype="bfloat16"), StoreWeights()),
+    "packed int8": (
+        *_PLANNED,
+        *_FUSED,
+        AnnotateInt8QDQ(),
+        StoreWeights(dtype="float32"),
+        PackWeights(),
+    ),
+    "packed bfloat16": (
+        *_PLANNED,
+        *_FUSED,
+        StoreKVCache(dtype="bfloat16"),
+        StoreWeights(dtype="bfloat16"),
+        PackWeights(),
+        RoundActivations(),
+    ),
     "bfloat16 and its cache": (
         *_PLANNED,
         *_FUSED,

@@ -16,10 +16,9 @@ zeros with the scale 1. NaN and infinity have no int8: evaluating them is a Chec
 `bits=4` the codes are within [-7, 7], still in int8; with `group=g` each stretch of g columns of a
 row has a scale of its own, and `scale(W)` is [rows, columns / g].
 
-A packed weight (`pack`) is a matrix in the tiles of a matrix unit; nothing is computed from one.
-
 A calibrated weight (`calibrated`) is a tensor that a file holds in place of an expression's value;
-it keeps the expression, so that it is known what it stands for.
+it keeps the expression, so that it is known what it stands for. A packed one (`pack`) is a matrix
+in the tiles of a matrix unit; nothing is computed from it.
 
 Two parameters with equal `key` are the same bytes and are stored once.
 """
@@ -270,21 +269,19 @@ def pack(operand: Weight) -> Weight:
 
         P[n, k, t, r, c, i] = W[32 n + 16 t + c, 16 q k + q r + i]        q = 4 bytes / itemsize
 
-    and zero past the end of either axis. A tile [r, c, i] is what Intel AMX's TDPBF16PS and TDPBSSD
-    take as their second operand (Intel 64 and IA-32 Architectures Software Developer's Manual,
-    volume 2); the weights of 32 neighbouring outputs are one stretch of memory.
+    and zero past the end of either axis: tiles [r, c, i] as AMX's TDPBF16PS and TDPBSSD multiply
+    them (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2).
     """
     assert len(operand.shape) == 2, f"pack of {operand.shape}"
     assert operand.dtype in ("int8", *_NARROW), f"pack of {operand.dtype}"
     depth = COLUMN_BYTES // DTYPES[operand.dtype].itemsize
-    outputs, inputs = operand.shape
-    blocks = (-(-outputs // PACKED_OUTPUTS), -(-inputs // (TILE * depth)))
+    blocks = (-(-operand.shape[0] // PACKED_OUTPUTS), -(-operand.shape[1] // (TILE * depth)))
     shape = (*blocks, PACKED_OUTPUTS // TILE, TILE, TILE, depth)
     return Weight("pack", shape, operand.dtype, (operand,))
 
 
 def unpacked(weight: Weight) -> Weight:
-    """The matrix that a weight is packed of; any other weight itself."""
+    """What is packed; a weight that is not, itself."""
     return weight.operands[0] if weight.op == "pack" else weight
 
 

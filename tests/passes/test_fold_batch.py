@@ -47,6 +47,8 @@ FOLDED = (
     "bfloat16 cache",
     "bfloat16 and its cache",
     "stored bfloat16",
+    "packed int8",
+    "packed bfloat16",
 )
 
 

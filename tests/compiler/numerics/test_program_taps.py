@@ -16,7 +16,7 @@ from compiler.config.pass_list import EXPORTED_PASSES
 from compiler.contracts.program import Program
 from compiler.contracts.taps import Tap, taps_of
 from compiler.contracts.target_base import ProgramModel
-from compiler.contracts.weights import CheckpointRef
+from compiler.contracts.weights import DTYPES, CheckpointRef
 from compiler.numerics.program_taps import program_taps
 from compiler.stages.import_onnx import import_onnx, locate_onnx
 from targets.onnxruntime.runner import OnnxRuntimeRunner
@@ -139,6 +139,8 @@ def test_passes_keep_the_taps(traced_models: TracedModels, name: str, point: str
         ("bfloat16", 0.3),
         ("int8 cache", 0.1),
         ("bfloat16 cache", 0.1),
+        ("packed int8", 0.2),
+        ("packed bfloat16", 0.1),
     ],
 )
 def test_narrow_programs_show_every_tap_in_float32(
@@ -173,6 +175,15 @@ def test_a_narrow_cache_shows_rows_before_rounding_and_as_attention_reads_them(
         step = sizes.max(axis=-1, keepdims=True) / 254 if is_int8 else sizes * 2.0**-8
         assert (off <= step * 1.01 + 1e-6).all()
         assert off.max() > 1e-4
+
+
+def test_rounded_activations_are_shown_before_they_are_rounded(traced_models: TracedModels):
+    model = staged(traced_models, "gqa", POINTS["packed bfloat16"])
+    _, found = observed(OnnxRuntimeRunner(model), TOKENS)
+    for point in ("norm1", "q_rot", "attn", "norm2", "act"):
+        rows = found[Tap(0, point)]
+        share = (rows == rows.astype(DTYPES["bfloat16"]).astype(np.float32)).mean()
+        assert share < 0.1, f"{point} is rounded"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -34,6 +34,8 @@ def opened(model: ProgramModel) -> LoweredRunner:
         "float16",
         "int8 cache",
         "bfloat16 cache",
+        "packed int8",
+        "packed bfloat16",
     ],
     scope="module",
 )
@@ -41,7 +43,8 @@ def runners(
     request: pytest.FixtureRequest, traced_models: TracedModels
 ) -> Iterator[tuple[LoweredRunner, OnnxRuntimeRunner, float]]:
     """Both, and what they may differ by."""
-    limit = {"bfloat16": 0.1, "float16": 1e-2}.get(request.param, 1e-4)
+    limits = {"bfloat16": 0.1, "packed bfloat16": 0.1, "float16": 1e-2}
+    limit = limits.get(request.param, 1e-4)
     model = staged(traced_models, "gqa", POINTS[request.param])
     ours, theirs = opened(model), OnnxRuntimeRunner(model)
     yield ours, theirs, limit
