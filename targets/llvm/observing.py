@@ -7,7 +7,9 @@ an argument of one, and other arguments say which: a weight's address belongs to
 to a layer.
 
     rms_norm(x, weight, y)                    x: embed, resid1, resid2    y: norm1, norm2, norm
+    add_rms_norm(a, b, weight, x, y)          x: resid1, resid2           y: the same
     linear(x, weight, [scale, bias,] y)       x: attn, act                y: q, k, v, o, gate, ..
+    packed_linear(x, weight, .., weight', .., y, y')    the same, of each weight
     integer_linear(codes, scales, weight, ..) the same; x is what quantize_tokens made the codes of
     cache_update(cache, rows, ..)             rows: k_rot
     quantized_cache_update(codes, scales, rows, ..)     likewise
@@ -20,8 +22,9 @@ the same kernel, norms and attention that were not fused.
 
 Taps come in the order of the kernels, inputs before a kernel runs and outputs after it, so k_rot
 stands before q_rot. A value that an observer puts in place is written where it lies, or rounded to
-codes again. The residual's next sum must read it there too: where a norm reads a copy
-(`cast-dtype`), replacing is refused.
+codes again; where the kernel that made it has read it already, as the norm of a sum has, the kernel
+runs again. The residual's next sum must read it there too: where a norm reads a copy (`cast-dtype`),
+replacing is refused.
 """
 
 import re
@@ -36,6 +39,7 @@ from compiler.contracts.errors import TargetError
 from compiler.contracts.int8_scales import quantized_rows
 from compiler.contracts.taps import Observer, Tap
 from compiler.relax.lean import import_tvm_ffi
+from compiler.relax.parameters import aligned_copy, aligned_zeros
 from compiler.relax.raised import Raised
 from targets.llvm.rounded_tokens import RoundedTokens
 
@@ -61,7 +65,7 @@ _CACHED = {"keys": 1, "values": 2}
 _RESIDUALS = ("embed", "resid1", "resid2")
 # Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
 _OF_MODULE = re.compile(
-    r"(rms_norm|linear|integer_linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*"
+    r"((add_)?rms_norm|linear|packed_linear|integer_linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*"
 )
 _SHOWN = ("float32", "float16", "bfloat16", "int8")
 
@@ -190,17 +194,26 @@ class Instrument:
         self._show(Tap(None, "logits"), logits.reshape(1, -1))
 
     def __call__(
-        self, _kernel: object, name: str, is_before: bool, _result: object, *arguments: object
+        self,
+        function: "Callable[..., object]",
+        name: str,
+        is_before: bool,
+        _result: object,
+        *arguments: object,
     ) -> None:
         """As the VM asks; its own builtins move no values."""
         if name.startswith("vm.builtin."):
             return
         with self._raised.kept():
             tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
-            if name.startswith("integer_linear"):
+            stem = name.rstrip("0123456789")
+            if stem in ("integer_linear", "packed_linear") and str(tensors[0].dtype) == "int8":
                 # As `linear` has them: (x, weight, ..), without the scales of x.
                 del tensors[1]
-            self._before(name, tensors) if is_before else self._after(name, tensors)
+            if stem in ("packed_linear", "add_rms_norm") and not is_before:
+                self._after_several(function, stem, tensors)
+            else:
+                self._before(name, tensors) if is_before else self._after(name, tensors)
 
     def _before(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         self._note_reading(tensors)
@@ -232,6 +245,46 @@ class Instrument:
                 self._show(tap, rows)
         self._note_form(kernel, tensors)
 
+    def _after_several(
+        self,
+        function: "Callable[..., object]",
+        kernel: str,
+        tensors: Sequence["tvm_ffi.Tensor"],
+    ) -> None:
+        """Kernels of ours with a result for each weight, or a sum beside its norm."""
+        modules = self._modules(tensors)
+        outputs = tensors[len(tensors) - len(modules) :]
+        for (module, params), output in zip(modules.items(), outputs, strict=True):
+            if kernel == "add_rms_norm":
+                self._show_sum(function, self._taken[module], tensors)
+            if module in self._left and params == self._params[module]:
+                for tap, rows in self._by_token(self._left[module], output, rows=self._rows):
+                    self._show(tap, rows)
+
+    def _modules(self, tensors: Sequence["tvm_ffi.Tensor"]) -> dict[str, set[str]]:
+        """The modules whose parameters are among the arguments, in order, and which they are."""
+        found: dict[str, set[str]] = {}
+        for tensor in tensors:
+            for name in self._names.get(tensor.data_ptr(), ()):
+                found.setdefault(name.rpartition(".")[0], set()).add(name)
+        return found
+
+    def _show_sum(
+        self,
+        function: "Callable[..., object]",
+        tap: Tap,
+        tensors: Sequence["tvm_ffi.Tensor"],
+    ) -> None:
+        """Show the residual; of one that is put in place, the norm is made anew."""
+        *given, total, normed = tensors
+        for one, rows in self._by_token(tap, total, rows=self._rows):
+            if not self._show(one, rows):
+                continue
+            ffi = import_tvm_ffi()
+            replaced = aligned_copy(memory_of(total))
+            zeros = aligned_zeros(replaced.shape, replaced.dtype)
+            function(*map(ffi.from_dlpack, (replaced, zeros)), *given[2:], total, normed)
+
     def _inputs(
         self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]
     ) -> Iterator[tuple[Tap, np.ndarray]]:
@@ -251,7 +304,7 @@ class Instrument:
                 yield Tap(layer, "values"), cached_rows(tensors[2], *written, scales=v_scales)
             case _:
                 module = self._module(kernel, tensors)
-                if module in self._taken:
+                if module in self._taken and not kernel.startswith("add_rms_norm"):
                     yield from self._by_token(self._taken[module], tensors[0], rows=self._rows)
 
     def _module(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> str | None:
@@ -284,7 +337,7 @@ class Instrument:
         """Keep what is about to be rounded: the products read its codes alone."""
         self._rounded.pop(tensors[-1].data_ptr() if tensors else 0, None)
         if kernel.startswith("quantize_tokens"):
-            x, codes, scales = tensors
+            x, *_, codes, scales = tensors
             self._rounded[codes.data_ptr()] = RoundedTokens(memory_of(x).copy(), codes, scales)
 
     def _by_token(
