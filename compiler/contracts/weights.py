@@ -45,8 +45,7 @@ DTYPES: Mapping[str, np.dtype] = {
 # Every value of these is a float32.
 _NARROW = ("float16", "bfloat16")
 # A tile has 16 rows of 16 columns of 4 bytes; a column is an output. Two tiles lie together.
-TILE, COLUMN_BYTES = 16, 4
-PACKED_OUTPUTS = 2 * TILE
+TILE, PACKED_OUTPUTS, COLUMN_BYTES = 16, 32, 4
 
 
 @dataclass(frozen=True)
