@@ -6,7 +6,7 @@ depths 4r.. (int8), or 2r and 2r + 1 (bfloat16). Intel's Architecture Instructio
 Programming Reference, chapter 3, has both.
 
 A thread configures its tiles before it uses them, and a process asks Linux once for the right to
-(`targets.llvm.features.permit_amx`); https://docs.kernel.org/arch/x86/xstate.html.
+(`targets.llvm.features.permit_tiles`); https://docs.kernel.org/arch/x86/xstate.html.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -19,8 +19,6 @@ from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
-from targets.llvm.features import CpuFeatures
-
 ROWS = 16
 ROW_BYTES = 64
 TILES = 8
@@ -30,12 +28,6 @@ _DOTS = {
     ("int8", "int8"): "tdpbssd",
     ("uint8", "int8"): "tdpbusd",
 }
-_FLAGS = frozenset({"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512_vnni"})
-
-
-def has_tiles(features: CpuFeatures) -> bool:
-    """Whether code may use AMX, and the vector instructions that every such CPU has."""
-    return set(features.flags) >= _FLAGS
 
 
 def configure() -> None:

@@ -2,23 +2,26 @@
 
 The rows of a kv head are its queries, (token, head of the group) in this order, cut into blocks of
 32. A task has one kv head, or a part of its blocks. It first lays the keys and values that it needs
-out as tiles, K transposed; then each block walks over the keys:
+out as tiles, K transposed; then each block of rows walks over the keys:
 
     scores = q @ k.T         a step of 32 keys at a time, in tiles of [16 queries][16 keys]
     weights = 2^(scores * scale / ln 2 - reference)         rounded to bfloat16, row by row
-    totals += weights @ ones, sums += weights @ v           four steps at a time
+    totals += weights @ ones, sums += weights @ v           a stretch of four steps at a time
 
 While the vector units make the weights of a step, the tile unit makes the scores of the next: their
-instructions alternate, finely enough that both are within the processor's window.
+instructions alternate, so that both are within the processor's window. Scores lie in one place, and
+those of the next step overwrite what was read: two places a multiple of 4 KiB apart would make each
+load wait for stores that the tile unit has not finished.
 
-The reference need not be the running maximum, only near it: 2^x keeps its relative precision
-wherever x is. It is the largest score of the first step. Once a row's weights in a block of keys
-add up to more than 2^20, the reference becomes the maximum, older sums are scaled and the weights
-of the block made anew; that is rare, and spares every other block a maximum and a scaling.
+The reference of a row need not be its running maximum, only near it: 2^x keeps its relative
+precision wherever x is. It is the largest score of the first step, and 20 more. Once a weight is 2
+or more, which one bit of bfloat16 tells, the references rise by the stretch's scores, older sums
+are scaled, and the weights of the stretch are made anew. That is rare, and spares all other steps a
+maximum of each row and a scaling of the sums. A weight under 2^-106 of the largest is zero.
 
 Totals sum the weights as rounded, which is what multiplies the values: a row whose values are equal
-comes out exact but for fp32. The relative error of a weight is at most 2^-9 by rounding (away from
-zero on ties) and 3e-6 by the polynomial.
+comes out exact but for fp32. The relative error of a weight is at most 2^-8 by rounding
+(to 8 bits, away from zero on ties) and 3e-6 by the polynomial, besides the scores'.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -52,7 +55,7 @@ from targets.llvm.kernels.vector_math import (
 )
 
 _LANES = 16
-# Queries of a block, in tiles; keys of a step, whose weights are one tile deep; steps of a block.
+# Queries of a block, in tiles; keys of a step, whose weights are one tile deep; steps of a stretch.
 _TILES = 2
 _ROWS = _TILES * amx.ROWS
 _STEP = 32
@@ -68,6 +71,7 @@ _FIRST, _AGAIN = 0, 1
 # 2^x on [0, 1), relative error 2.7e-6: minimax by Remez's algorithm.
 _POLYNOMIAL = (0.0135341678, 0.0520114601, 0.241442755, 0.693003833, 1.00000262)
 _BF16_ONE = 0x3F80
+# Pieces that a step's rows are cut into, between which other parts are emitted.
 _PIECES = 8
 # Where in a step something is emitted, from 0 to 1, and what emits it.
 _Part = tuple[float, Callable[[], None]]
@@ -175,9 +179,8 @@ class _HeadPart:
         steps = T.Bind((self.limits[_ROWS - 1] + (_STEP - 1)) // _STEP - begin)
         _run(self._score(begin, _FIRST))
         self._clear(begin * _STEP)
-        blocks = T.Bind((steps + (_STEPS - 1)) // _STEPS)
-        with T.serial(blocks) as block:
-            done = T.Bind(block * _STEPS)
+        with T.serial((steps + (_STEPS - 1)) // _STEPS) as stretch:
+            done = T.Bind(stretch * _STEPS)
             count = T.Bind(T.min(steps - done, _STEPS))
             overflow = register(32, value=0, dtype="uint16")
             with T.serial(count) as j:
@@ -226,9 +229,11 @@ class _HeadPart:
                 low = load(q, (token, head, chunk * 32), _LANES)
                 high = load(q, (token, head, chunk * 32 + _LANES), _LANES)
                 _store_words(self.queries, (tile, chunk, i, 0), _rounded(low, high))
-            far, head = (T.Bind(of) for of in self._position(first + tile * amx.ROWS + i + self.parts*_ROWS))
-            for d in range(0, self.shape.head_dim, 16):
-                prefetch(q, (far, head, d))
+            # The next rows, and where these ones go.
+            after = first + self.parts * _ROWS + tile * amx.ROWS + i
+            far_token, far_head = (T.Bind(of) for of in self._position(after))
+            for d in range(0, self.shape.head_dim, _LANES):
+                prefetch(q, (far_token, far_head, d))
                 prefetch(self.operands.out, (token, head, d))
 
     def _set_limits(self, first: Expr) -> None:
@@ -330,15 +335,13 @@ class _HeadPart:
 
     def _largest(self, slot: Expr | int, key: Expr, tile: Expr, line: Expr) -> Expr:
         """What a row's scores make its reference; never -inf."""
-        halves = [
-            self._scores_of(slot, key, tile, line, half, is_masked=True) for half in range(2)
-        ]
+        halves = [self._scores_of(slot, key, tile, line, half, is_masked=True) for half in range(2)]
         # A negative scale would make the smallest the largest.
         scaled = [T.Bind(half * splat(self._scale, _LANES)) for half in halves]
         return T.max(horizontal_max(T.Bind(T.max(*scaled)), _LANES) + _MARGIN, FLOAT32_LOWEST)
 
     def _raise_references(self, begin: Expr | int, done: Expr, count: Expr) -> None:
-        """Emit references no lower than a block's scores, and older sums scaled to them."""
+        """Emit references that fit the scores of a stretch, and older sums scaled to them."""
         raised = T.alloc_buffer((_ROWS,), "float32")
         with T.serial(_ROWS) as row:
             T.buffer_store(raised, self.references[row], [row])
@@ -396,13 +399,14 @@ class _HeadPart:
 
 
 def _is_too_large(words: Buffer) -> Expr:
+    """Whether any of the weights whose bits were joined is 2 or more."""
     bits = T.Bind(T.reinterpret(f"int32x{_LANES}", value_of(words)))
-    largest = horizontal_or(bits & _splat_int(_TWO << 16 | _TWO, _LANES, "int32"))
-    return largest != 0
+    largest = _disjunction(bits & _splat_int(_TWO << 16 | _TWO, _LANES, "int32"))
+    return tirx.NE(largest, 0)
 
 
-def horizontal_or(vector: Expr) -> Expr:
-    """Emit the disjunction of all lanes."""
+def _disjunction(vector: Expr) -> Expr:
+    """Emit all lanes joined by or."""
     width = _LANES
     while width > 1:
         width //= 2
