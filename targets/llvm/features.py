@@ -4,13 +4,15 @@ Nothing here looks at the machine except `detect`: a bundle whose features are n
 byte for byte, wherever it is built.
 """
 
+import ctypes
 import difflib
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.contracts.errors import ConfigError
+from compiler.contracts.errors import ConfigError, MachineLacks
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -33,6 +35,12 @@ _LLVM_NAMES = {
     "fma": "fma",
 }
 _X86_64 = "x86_64"
+# What kernels with tiles use: AMX, and vector instructions that every CPU with it has.
+_TILES = frozenset(
+    {"amx_bf16", "amx_int8", "amx_tile", "avx512bw", "avx512dq", "avx512f", "avx512_vnni"}
+)
+# https://docs.kernel.org/arch/x86/xstate.html: a process asks for the tiles' state.
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,29 @@ def missing(required: CpuFeatures, present: CpuFeatures) -> tuple[str, ...]:
     """Flags of `required` that `present` lacks, sorted; after `required.arch` if that differs."""
     flags = tuple(sorted(set(required.flags) - set(present.flags)))
     return flags if required.arch == present.arch else (required.arch, *flags)
+
+
+def has_tiles(features: CpuFeatures) -> bool:
+    """Whether kernels may use AMX."""
+    return set(features.flags) >= _TILES
+
+
+def permit_tiles(features: CpuFeatures) -> None:
+    """Ask Linux for the right to use AMX, where code for these features does.
+
+    For the whole process, and for threads that start later: before the first kernel.
+
+    Raises:
+        MachineLacks: Linux, or what the process runs under, refuses.
+    """
+    if not has_tiles(features):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
+        raise MachineLacks(
+            f"this process may not use AMX: {os.strerror(ctypes.get_errno())}",
+            hint="build without it: backend.compile.features without amx_tile",
+        )
 
 
 def llvm_target(features: CpuFeatures, *, threads: int) -> dict[str, str | int | list[str]]:

@@ -35,7 +35,7 @@ from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
-from targets.llvm.features import CpuFeatures
+from targets.llvm.features import CpuFeatures, has_tiles
 from targets.llvm.kernels import amx
 from targets.llvm.kernels.attention_shape import AttentionShape, Operands
 from targets.llvm.kernels.vector_math import (
@@ -76,13 +76,12 @@ _PIECES = 8
 # Where in a step something is emitted, from 0 to 1, and what emits it.
 _Part = tuple[float, Callable[[], None]]
 _BF16 = ("bfloat16", "bfloat16")
-_FLAGS = frozenset({"amx_bf16", "amx_tile", "avx512bw", "avx512dq", "avx512f"})
 
 
 def has_tile_prefill(shape: AttentionShape, *, cache_dtype: str, features: CpuFeatures) -> bool:
     """Whether this form applies: AMX with bfloat16, and a depth of whole tiles that fits them."""
-    is_able = set(features.flags) >= _FLAGS
-    return is_able and cache_dtype == "bfloat16" and shape.head_dim in (32, 64, 96, 128)
+    is_whole = shape.head_dim in (32, 64, 96, 128)
+    return has_tiles(features) and cache_dtype == "bfloat16" and is_whole
 
 
 def emit_tile_prefill(operands: Operands, shape: AttentionShape) -> None:
@@ -307,8 +306,7 @@ class _HeadPart:
                 halves = []
                 for half in range(2):
                     score = self._scores_of(slot, key, tile, line, half, is_masked=is_masked)
-                    scaled = score * splat(self._scale, _LANES) - reference
-                    halves.append(_power_of_two(T.Bind(scaled)))
+                    halves.append(_power_of_two(T.Bind(score - reference)))
                 words = T.Bind(_rounded(*halves))
                 assign(seen, value_of(seen) | words)
                 _store_words(self.weights, (step % _STEPS, tile, line, 0), words)
@@ -322,8 +320,8 @@ class _HeadPart:
     def _scores_of(
         self, slot: Expr | int, key: Expr, tile: Expr, line: Expr, half: int, *, is_masked: bool
     ) -> Expr:
-        """Scores of a row and 16 keys, -inf where it may not see one."""
-        score = load(self.scores, (slot, tile, half, line, 0), _LANES)
+        """Scaled scores of a row and 16 keys, -inf where it may not see one."""
+        score = load(self.scores, (slot, tile, half, line, 0), _LANES) * splat(self._scale, _LANES)
         if not is_masked:
             return score
         row = tile * amx.ROWS + line
@@ -335,10 +333,12 @@ class _HeadPart:
 
     def _largest(self, slot: Expr | int, key: Expr, tile: Expr, line: Expr) -> Expr:
         """What a row's scores make its reference; never -inf."""
-        halves = [self._scores_of(slot, key, tile, line, half, is_masked=True) for half in range(2)]
-        # A negative scale would make the smallest the largest.
-        scaled = [T.Bind(half * splat(self._scale, _LANES)) for half in halves]
-        return T.max(horizontal_max(T.Bind(T.max(*scaled)), _LANES) + _MARGIN, FLOAT32_LOWEST)
+        halves = [
+            T.Bind(self._scores_of(slot, key, tile, line, half, is_masked=True))
+            for half in range(2)
+        ]
+        largest = horizontal_max(T.Bind(T.max(*halves)), _LANES)
+        return T.max(largest + _MARGIN, FLOAT32_LOWEST)
 
     def _raise_references(self, begin: Expr | int, done: Expr, count: Expr) -> None:
         """Emit references that fit the scores of a stretch, and older sums scaled to them."""
