@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import tvm
 
-from targets.llvm.features import CpuFeatures, detect, llvm_target
+from targets.llvm.features import CpuFeatures, detect, llvm_target, permit_tiles
 from targets.llvm.kernels.attention import attention
 from targets.llvm.kernels.cache_update import cache_update
 from targets.llvm.kernels.integer_linear import integer_linear
@@ -147,14 +147,17 @@ def _integer_cases(features: CpuFeatures) -> Iterator[Case]:
 
 
 def _attention_cases(features: CpuFeatures, dtype: str) -> Iterator[Case]:
-    for tokens, heads, kv_heads, head_dim, past in [
-        (1, 16, 16, 64, 1023),
-        (1, 9, 3, 64, 1023),
-        (1, 14, 2, 64, 127),
-        (128, 16, 16, 64, 0),
-        (128, 9, 3, 64, 0),
-        (1024, 16, 16, 64, 0),
-        (1024, 14, 2, 64, 0),
+    for tokens, heads, kv_heads, head_dim, past, valid in [
+        (1, 16, 16, 64, 1023, 1),
+        (1, 9, 3, 64, 1023, 1),
+        (1, 14, 2, 64, 127, 1),
+        (128, 16, 16, 64, 0, 128),
+        (128, 9, 3, 64, 0, 128),
+        (128, 14, 2, 64, 0, 128),
+        (1024, 16, 16, 64, 0, 1024),
+        (1024, 14, 2, 64, 0, 1024),
+        (1024, 16, 8, 128, 0, 1024),
+        (1024, 16, 16, 64, 0, 100),
     ]:
         context = 2048
         func = attention(
@@ -170,16 +173,16 @@ def _attention_cases(features: CpuFeatures, dtype: str) -> Iterator[Case]:
         query = ((tokens, heads, head_dim), "float32")
         cache = ((context, kv_heads, head_dim), dtype)
         length = ((1,), "int64")
-        pairs = tokens * past + tokens * (tokens + 1) / 2
+        pairs = valid * past + valid * (valid + 1) / 2
         yield Case(
             "attention",
-            f"{tokens} at {past}, {heads}/{kv_heads}x{head_dim} {dtype}",
+            f"{valid} of {tokens} at {past}, {heads}/{kv_heads}x{head_dim} {dtype}",
             func,
             (query, cache, cache, length, length, query),
             (1, 2),
             4.0 * heads * head_dim * pairs,
-            2.0 * (past + tokens) * kv_heads * head_dim * _ITEMSIZE[dtype],
-            (past, tokens),
+            2.0 * (past + valid) * kv_heads * head_dim * _ITEMSIZE[dtype],
+            (past, valid),
         )
 
 
@@ -274,6 +277,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each line")
     options = parser.parse_args()
     features = detect()
+    permit_tiles(features)
     only = set(filter(None, options.only.split(",")))
     print(f"threads {os.environ['TVM_NUM_THREADS']}, lanes {features.lanes}")
     print(f"{'kernel':17}{'shape':44}{'ms':>10}{'GFLOP/s':>10}{'GB/s':>8}{'others':>8}")

@@ -9,6 +9,7 @@ Flash-Decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 A cache of 16 bits or int8 is widened in registers or a block of 64 keys at a time: nothing as long
 as the cache is made of it. One token multiplies scores by the keys' scales and weights by the
 values' instead of each entry; many tokens share the entries of a block, which are scaled once.
+Where tiles multiply bfloat16 as it is, a task makes a copy of its head's rows in their layout.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -44,7 +45,8 @@ def attention(
     j < past_length + valid_length, and with a window to those with j > past_length + i - window;
     where there is none, its output is zero. Query head h reads kv head h // (heads / kv_heads).
     Loops go from the first to the last allowed key, not to `context`; cache rows past it may hold
-    anything.
+    anything. Of many tokens, blocks of rows past the valid ones are skipped: the output of rows
+    from valid_length on is unspecified, and may be what the memory held before.
 
     Args:
         tokens: Query rows; 1 is decode.
@@ -54,7 +56,9 @@ def attention(
         context: Rows of the caches; past_length + valid_length may not exceed it.
         window: Keys that a row sees at most, itself included; 0 is all.
         scale: Factor on the scores.
-        cache_dtype: float32, bfloat16, float16 or int8; arithmetic is fp32.
+        cache_dtype: float32, bfloat16, float16 or int8. Arithmetic is fp32, but for many tokens on
+            bfloat16 where the processor has tiles (`has_tile_prefill`): there q is rounded to
+            bfloat16, and so are the weights of the values; sums are fp32.
         features: What the code may use.
 
     Returns:

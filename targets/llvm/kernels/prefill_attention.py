@@ -52,7 +52,10 @@ def emit_prefill(operands: Operands, shape: AttentionShape, *, features: CpuFeat
         # Early rows see few keys and late ones many: alternate, so that any run of tasks, which is
         # what a thread gets, is as much work as another.
         block = T.Select(turn % 2 == 0, turn // 2, blocks - 1 - turn // 2)
-        _QueryBlock(operands, shape, tile, head, block * (vectors * tile.lanes)).emit()
+        first = T.Bind(block * (vectors * tile.lanes))
+        # The output of rows past the valid ones is unspecified.
+        with T.If(first < T.cast(operands.valid_length[0], "int32") * shape.group), T.Then():
+            _QueryBlock(operands, shape, tile, head, first).emit()
 
 
 class _QueryBlock:

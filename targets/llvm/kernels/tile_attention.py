@@ -2,23 +2,26 @@
 
 The rows of a kv head are its queries, (token, head of the group) in this order, cut into blocks of
 32. A task has one kv head, or a part of its blocks. It first lays the keys and values that it needs
-out as tiles, K transposed; then each block walks over the keys:
+out as tiles, K transposed; then each block of rows walks over the keys:
 
     scores = q @ k.T         a step of 32 keys at a time, in tiles of [16 queries][16 keys]
     weights = 2^(scores * scale / ln 2 - reference)         rounded to bfloat16, row by row
-    totals += weights @ ones, sums += weights @ v           four steps at a time
+    totals += weights @ ones, sums += weights @ v           a stretch of four steps at a time
 
 While the vector units make the weights of a step, the tile unit makes the scores of the next: their
-instructions alternate, finely enough that both are within the processor's window.
+instructions alternate, so that both are within the processor's window. Scores lie in one place, and
+those of the next step overwrite what was read: two places a multiple of 4 KiB apart would make each
+load wait for stores that the tile unit has not finished.
 
-The reference need not be the running maximum, only near it: 2^x keeps its relative precision
-wherever x is. It is the largest score of the first step. Once a row's weights in a block of keys
-add up to more than 2^20, the reference becomes the maximum, older sums are scaled and the weights
-of the block made anew; that is rare, and spares every other block a maximum and a scaling.
+The reference of a row need not be its running maximum, only near it: 2^x keeps its relative
+precision wherever x is. It is the largest score of the first step, and 20 more. Once a weight is 2
+or more, which one bit of bfloat16 tells, the references rise by the stretch's scores, older sums
+are scaled, and the weights of the stretch are made anew. That is rare, and spares all other steps a
+maximum of each row and a scaling of the sums. A weight under 2^-106 of the largest is zero.
 
 Totals sum the weights as rounded, which is what multiplies the values: a row whose values are equal
-comes out exact but for fp32. The relative error of a weight is at most 2^-9 by rounding (away from
-zero on ties) and 3e-6 by the polynomial.
+comes out exact but for fp32. The relative error of a weight is at most 2^-8 by rounding
+(to 8 bits, away from zero on ties) and 3e-6 by the polynomial, besides the scores'.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -32,7 +35,7 @@ from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
-from targets.llvm.features import CpuFeatures
+from targets.llvm.features import CpuFeatures, has_tiles
 from targets.llvm.kernels import amx
 from targets.llvm.kernels.attention_shape import AttentionShape, Operands
 from targets.llvm.kernels.vector_math import (
@@ -40,6 +43,8 @@ from targets.llvm.kernels.vector_math import (
     assign,
     horizontal_max,
     load,
+    part,
+    prefetch,
     register,
     slice_of,
     splat,
@@ -50,25 +55,33 @@ from targets.llvm.kernels.vector_math import (
 )
 
 _LANES = 16
-# Queries of a block, in tiles; keys of a step, whose weights are one tile deep; steps of a block.
+# Queries of a block, in tiles; keys of a step, whose weights are one tile deep; steps of a stretch.
 _TILES = 2
 _ROWS = _TILES * amx.ROWS
 _STEP = 32
 _STEPS = 4
 # Tasks to aim for: enough for 8 threads, a multiple of 4.
 _TASKS, _MULTIPLE = 8, 4
-_TOO_LARGE = 2.0**20
+# The largest score of what a reference was made from has the weight 2^-20; a later weight of 2 or
+# more, which one bit of bfloat16 tells, makes a new reference.
+_MARGIN = 20.0
+_TWO = 0x4000
+# Where the scores of a step lie, and where they are made again.
+_FIRST, _AGAIN = 0, 1
 # 2^x on [0, 1), relative error 2.7e-6: minimax by Remez's algorithm.
 _POLYNOMIAL = (0.0135341678, 0.0520114601, 0.241442755, 0.693003833, 1.00000262)
 _BF16_ONE = 0x3F80
+# Pieces that a step's rows are cut into, between which other parts are emitted.
+_PIECES = 8
+# Where in a step something is emitted, from 0 to 1, and what emits it.
+_Part = tuple[float, Callable[[], None]]
 _BF16 = ("bfloat16", "bfloat16")
-_FLAGS = frozenset({"amx_bf16", "amx_tile", "avx512bw", "avx512dq", "avx512f"})
 
 
 def has_tile_prefill(shape: AttentionShape, *, cache_dtype: str, features: CpuFeatures) -> bool:
     """Whether this form applies: AMX with bfloat16, and a depth of whole tiles that fits them."""
-    is_able = set(features.flags) >= _FLAGS
-    return is_able and cache_dtype == "bfloat16" and shape.head_dim in (32, 64, 96, 128)
+    is_whole = shape.head_dim in (32, 64, 96, 128)
+    return has_tiles(features) and cache_dtype == "bfloat16" and is_whole
 
 
 def emit_tile_prefill(operands: Operands, shape: AttentionShape) -> None:
@@ -92,11 +105,11 @@ class _HeadPart:
     """One task: every `parts`-th block of a kv head's rows, and its scratch buffers."""
 
     def __init__(
-        self, operands: Operands, shape: AttentionShape, head: Expr, part: Expr, parts: int
+        self, operands: Operands, shape: AttentionShape, head: Expr, share: Expr, parts: int
     ) -> None:
         """Emit the task's scratch; keys count from `base`, the first that any row may see."""
         self.operands, self.shape = operands, shape
-        self.head, self.part, self.parts = T.Bind(head), T.Bind(part), parts
+        self.head, self.part, self.parts = T.Bind(head), T.Bind(share), parts
         head_dim, window = shape.head_dim, shape.window
         self.past = T.Bind(T.cast(operands.past_length[0], "int32"))
         valid = T.Bind(T.min(T.cast(operands.valid_length[0], "int32"), shape.tokens))
@@ -110,10 +123,9 @@ class _HeadPart:
         self.v_tiles = T.alloc_buffer((steps, head_dim // 16, amx.ROWS, 32), "uint16")
         self.ones = T.alloc_buffer((amx.ROWS, 32), "uint16")
         self.queries = T.alloc_buffer((_TILES, head_dim // 32, amx.ROWS, 32), "uint16")
-        self.scores = T.alloc_buffer((2 * _STEPS, _TILES, _TILES, *tile), "float32")
+        self.scores = T.alloc_buffer((2, _TILES, _TILES, *tile), "float32")
         self.weights = T.alloc_buffer((_STEPS, _TILES, amx.ROWS, 32), "uint16")
         self.sums = T.alloc_buffer((head_dim // 16, _TILES, *tile), "float32")
-        self.added = T.alloc_buffer((_TILES, *tile), "float32")
         self.totals = T.alloc_buffer((_TILES, *tile), "float32")
         self.references = T.alloc_buffer((_ROWS,), "float32")
         self.limits = T.alloc_buffer((_ROWS,), "int32")
@@ -150,6 +162,9 @@ class _HeadPart:
         with T.serial(amx.ROWS) as r:
             first, second = T.Bind(row(2 * r)), T.Bind(row(2 * r + 1))
             for chunk in range(self.shape.head_dim // 32):
+                for far in (first, second):
+                    prefetch(v, (far + _STEP, self.head, chunk * 32))
+                    prefetch(k, (far + _STEP, self.head, chunk * 32))
                 a = T.Bind(_words(v, (first, self.head, chunk * 32), "uint16"))
                 b = T.Bind(_words(v, (second, self.head, chunk * 32), "uint16"))
                 for half, vector in enumerate(zip_halves(a, b, 32)):
@@ -161,23 +176,43 @@ class _HeadPart:
         self._set_limits(first)
         begin = 0 if self.starts is None else T.Bind(self.starts[0] // _STEP)
         steps = T.Bind((self.limits[_ROWS - 1] + (_STEP - 1)) // _STEP - begin)
-        _run(self._score(begin, 0))
+        _run(self._score(begin, _FIRST))
         self._clear(begin * _STEP)
-        with T.serial((steps + (_STEPS - 1)) // _STEPS) as block:
-            done = T.Bind(block * _STEPS)
+        with T.serial((steps + (_STEPS - 1)) // _STEPS) as stretch:
+            done = T.Bind(stretch * _STEPS)
             count = T.Bind(T.min(steps - done, _STEPS))
+            overflow = register(32, value=0, dtype="uint16")
             with T.serial(count) as j:
-                step = T.Bind(done + j)
-                self._weigh_and_score(begin, step, step + 1 < steps)
-            self._total(count)
-            with T.If(self._is_too_large()), T.Then():
+                self._advance(begin, T.Bind(done + j), steps, overflow)
+            with T.If(_is_too_large(overflow)), T.Then():
                 self._raise_references(begin, done, count)
                 with T.serial(count) as j:
-                    self._weigh((begin + done + j) * _STEP, done + j, is_masked=True)
-                self._total(count)
-            self._add_totals()
+                    step = done + j
+                    _run(self._score(begin + step, _AGAIN))
+                    key = (begin + step) * _STEP
+                    self._weigh(key, step, overflow, slot=_AGAIN, is_masked=True)
             self._accumulate(begin + done, count)
         self._store(first)
+
+    def _advance(self, begin: Expr | int, step: Expr, steps: Expr, overflow: Buffer) -> None:
+        """Emit the weights of a step, and the scores of the next between their instructions."""
+        key = T.Bind((begin + step) * _STEP)
+        is_whole = key + _STEP <= self.limits[0]
+        if self.starts is not None:
+            is_whole = tirx.And(is_whole, key >= self.starts[_ROWS - 1])
+
+        def weigh(*, is_masked: bool, has_next: bool) -> None:
+            between = self._score(begin + step + 1, _FIRST) if has_next else []
+            self._weigh(key, step, overflow, slot=_FIRST, is_masked=is_masked, between=between)
+
+        with T.If(step + 1 < steps):
+            with T.Then(), T.If(is_whole):
+                with T.Then():
+                    weigh(is_masked=False, has_next=True)
+                with T.Else():
+                    weigh(is_masked=True, has_next=True)
+            with T.Else():
+                weigh(is_masked=True, has_next=False)
 
     def _position(self, row: Expr) -> tuple[Expr, Expr]:
         """Token and query head of a row of this kv head; rows past the end repeat the last."""
@@ -188,11 +223,17 @@ class _HeadPart:
     def _load_queries(self, first: Expr) -> None:
         q = self.operands.q
         with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
-            token, head = (T.Bind(part) for part in self._position(first + tile * amx.ROWS + i))
+            token, head = (T.Bind(of) for of in self._position(first + tile * amx.ROWS + i))
             for chunk in range(self.shape.head_dim // 32):
                 low = load(q, (token, head, chunk * 32), _LANES)
                 high = load(q, (token, head, chunk * 32 + _LANES), _LANES)
                 _store_words(self.queries, (tile, chunk, i, 0), _rounded(low, high))
+            # The next rows, and where these ones go.
+            after = first + self.parts * _ROWS + tile * amx.ROWS + i
+            far_token, far_head = (T.Bind(of) for of in self._position(after))
+            for d in range(0, self.shape.head_dim, _LANES):
+                prefetch(q, (far_token, far_head, d))
+                prefetch(self.operands.out, (token, head, d))
 
     def _set_limits(self, first: Expr) -> None:
         """Emit starts[row] and limits[row]: the keys from one to before the other; both rise."""
@@ -211,85 +252,76 @@ class _HeadPart:
             store(self.totals, (tile, i, 0), zeros, lanes=_LANES)
             for d in range(self.shape.head_dim // 16):
                 store(self.sums, (d, tile, i, 0), zeros, lanes=_LANES)
-            largest = self._largest(0, key, tile, i)
+            largest = self._largest(_FIRST, key, tile, i)
             T.buffer_store(self.references, largest, [tile * amx.ROWS + i])
 
-    def _score(self, begin: Expr | int, step: Expr | int) -> list[Callable[[], None]]:
-        """What emits the scores of a step, a part each."""
-        at, slot = begin + step, step % (2 * _STEPS)
+    def _score(self, at: Expr | int, slot: Expr | int) -> list[_Part]:
+        """What emits the scores of the step of keys that lies at `at`, a part each."""
 
         def multiply(chunk: int) -> None:
             if chunk == 0:
                 for tile in range(4):
                     amx.zero(tile)
-            for tile in range(_TILES):
-                amx.load(4 + tile, self.queries, (tile, chunk, 0, 0))
-                amx.load(6 + tile, self.k_tiles, (at, tile, chunk, 0, 0))
-            for tile in range(4):
-                amx.dot(tile, 4 + tile // 2, 6 + tile % 2, dtypes=_BF16)
+            for tile, query, keys in ((0, 0, 0), (1, 0, 1), (3, 1, 1), (2, 1, 0)):
+                if tile in (0, 3):
+                    amx.load(6, self.queries, (query, chunk, 0, 0))
+                if tile != 3:
+                    amx.load(7, self.k_tiles, (at, keys, chunk, 0, 0))
+                amx.dot(tile, 6, 7, dtypes=_BF16)
 
         def put(tile: int) -> None:
             amx.store(tile, self.scores, (slot, tile // 2, tile % 2, 0, 0))
 
         chunks = self.shape.head_dim // 32
         return [
-            *(lambda c=c: multiply(c) for c in range(chunks)),
-            *(lambda t=t: put(t) for t in range(4)),
+            *((0.45 * c / chunks, lambda c=c: multiply(c)) for c in range(chunks)),
+            (0.5, lambda: put(0)),
+            (0.625, lambda: put(1)),
+            (1.0, lambda: put(2)),
+            (1.0, lambda: put(3)),
         ]
-
-    def _weigh_and_score(self, begin: Expr | int, step: Expr, has_next: Expr) -> None:
-        """Emit the weights of one step, and the scores of the next between them."""
-        key = T.Bind((begin + step) * _STEP)
-        is_whole = key + _STEP <= self.limits[0]
-        if self.starts is not None:
-            is_whole = tirx.And(is_whole, key >= self.starts[_ROWS - 1])
-        with T.If(has_next):
-            with T.Then(), T.If(is_whole):
-                with T.Then():
-                    self._weigh(key, step, is_masked=False, between=self._score(begin, step + 1))
-                with T.Else():
-                    self._weigh(key, step, is_masked=True, between=self._score(begin, step + 1))
-            with T.Else():
-                self._weigh(key, step, is_masked=True)
 
     def _weigh(
         self,
         key: Expr,
         step: Expr,
+        overflow: Buffer,
         *,
+        slot: Expr | int,
         is_masked: bool,
-        between: Sequence[Callable[[], None]] = (),
+        between: Sequence[_Part] = (),
     ) -> None:
         """Emit weights = 2^(scores - reference), and the parts `between` spread over them."""
-        pieces = 4 if between else 1
+        pieces = _PIECES if between else 1
         rows = _ROWS // pieces
-        done = 0
+        seen = register(32, value=value_of(overflow), dtype="uint16")
+        waiting = sorted(between, key=lambda part: part[0])
         for piece in range(pieces):
-            until = len(between) * (piece + 1) // pieces
-            _run(between[done:until])
-            done = until
+            while waiting and waiting[0][0] * pieces <= piece:
+                waiting.pop(0)[1]()
             with T.serial(rows) as i:
                 row = piece * rows + i
                 tile, line = row // amx.ROWS, row % amx.ROWS
                 reference = T.Bind(splat(self.references[row], _LANES))
                 halves = []
                 for half in range(2):
-                    score = self._scores_of(step, key, tile, line, half, is_masked=is_masked)
-                    scaled = score * splat(self._scale, _LANES) - reference
-                    halves.append(_power_of_two(T.Bind(scaled)))
-                words = _rounded(*halves)
+                    score = self._scores_of(slot, key, tile, line, half, is_masked=is_masked)
+                    halves.append(_power_of_two(T.Bind(score - reference)))
+                words = T.Bind(_rounded(*halves))
+                assign(seen, value_of(seen) | words)
                 _store_words(self.weights, (step % _STEPS, tile, line, 0), words)
+        _run(waiting)
+        assign(overflow, value_of(seen))
 
     @property
     def _scale(self) -> float:
         return self.shape.scale * math.log2(math.e)
 
     def _scores_of(
-        self, step: Expr, key: Expr, tile: Expr, line: Expr, half: int, *, is_masked: bool
+        self, slot: Expr | int, key: Expr, tile: Expr, line: Expr, half: int, *, is_masked: bool
     ) -> Expr:
-        """Scores of a row and 16 keys, -inf where it may not see one."""
-        slot = step % (2 * _STEPS)
-        score = load(self.scores, (slot, tile, half, line, 0), _LANES)
+        """Scaled scores of a row and 16 keys, -inf where it may not see one."""
+        score = load(self.scores, (slot, tile, half, line, 0), _LANES) * splat(self._scale, _LANES)
         if not is_masked:
             return score
         row = tile * amx.ROWS + line
@@ -299,61 +331,40 @@ class _HeadPart:
             is_allowed = tirx.And(is_allowed, keys >= tirx.Broadcast(self.starts[row], _LANES))
         return T.Select(is_allowed, score, splat(-math.inf, _LANES))
 
-    def _largest(self, step: Expr, key: Expr, tile: Expr, line: Expr) -> Expr:
-        """The largest score of a row in a step, scaled; never -inf."""
+    def _largest(self, slot: Expr | int, key: Expr, tile: Expr, line: Expr) -> Expr:
+        """What a row's scores make its reference; never -inf."""
         halves = [
-            self._scores_of(step, key, tile, line, half, is_masked=True) for half in range(2)
+            T.Bind(self._scores_of(slot, key, tile, line, half, is_masked=True))
+            for half in range(2)
         ]
-        # A negative scale would make the smallest the largest.
-        scaled = [T.Bind(half * splat(self._scale, _LANES)) for half in halves]
-        return T.max(horizontal_max(T.Bind(T.max(*scaled)), _LANES), FLOAT32_LOWEST)
-
-    def _total(self, count: Expr) -> None:
-        """Emit added[row] = the sum of a block's weights, in every lane."""
-        amx.load(6, self.ones, (0, 0))
-        for tile in range(_TILES):
-            amx.zero(tile)
-        with T.serial(count) as j:
-            for tile in range(_TILES):
-                amx.load(4 + tile, self.weights, (j, tile, 0, 0))
-                amx.dot(tile, 4 + tile, 6, dtypes=_BF16)
-        for tile in range(_TILES):
-            amx.store(tile, self.added, (tile, 0, 0))
-
-    def _is_too_large(self) -> Expr:
-        """Whether the weights of any row add up to more than fits the reference."""
-        largest = register(_LANES)
-        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
-            assign(largest, T.max(value_of(largest), load(self.added, (tile, i, 0), _LANES)))
-        # The lanes are equal.
-        return T.Bind(largest[0]) > _TOO_LARGE
+        largest = horizontal_max(T.Bind(T.max(*halves)), _LANES)
+        return T.max(largest + _MARGIN, FLOAT32_LOWEST)
 
     def _raise_references(self, begin: Expr | int, done: Expr, count: Expr) -> None:
-        """Emit references no lower than a block's scores, and older sums scaled to them."""
+        """Emit references that fit the scores of a stretch, and older sums scaled to them."""
+        raised = T.alloc_buffer((_ROWS,), "float32")
+        with T.serial(_ROWS) as row:
+            T.buffer_store(raised, self.references[row], [row])
+        with T.serial(count) as j:
+            at = T.Bind(begin + done + j)
+            _run(self._score(at, _AGAIN))
+            with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
+                row = tile * amx.ROWS + i
+                largest = self._largest(_AGAIN, at * _STEP, tile, i)
+                T.buffer_store(raised, T.max(raised[row], largest), [row])
         with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
-            before = T.Bind(self.references[tile * amx.ROWS + i])
-            largest = register(1, value=before)
-            with T.serial(count) as j:
-                key = (begin + done + j) * _STEP
-                of_step = self._largest(done + j, key, tile, i)
-                assign(largest, T.max(value_of(largest), of_step))
-            after = T.Bind(value_of(largest))
-            T.buffer_store(self.references, after, [tile * amx.ROWS + i])
-            factor = _power_of_two(T.Bind(splat(before - after, _LANES)))
+            row = tile * amx.ROWS + i
+            after = T.Bind(raised[row])
+            factor = _power_of_two(T.Bind(splat(self.references[row] - after, _LANES)))
+            T.buffer_store(self.references, after, [row])
             at = (tile, i, 0)
             store(self.totals, at, load(self.totals, at, _LANES) * factor, lanes=_LANES)
             for d in range(self.shape.head_dim // 16):
                 at = (d, tile, i, 0)
                 store(self.sums, at, load(self.sums, at, _LANES) * factor, lanes=_LANES)
 
-    def _add_totals(self) -> None:
-        with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
-            at = (tile, i, 0)
-            total = load(self.totals, at, _LANES) + load(self.added, at, _LANES)
-            store(self.totals, at, total, lanes=_LANES)
-
     def _accumulate(self, at: Expr, count: Expr) -> None:
-        """Emit sums += weights @ v over `count` steps of keys from step `at`."""
+        """Emit sums += weights @ v and totals += weights @ ones over `count` steps from `at`."""
         with T.serial(self.shape.head_dim // 32) as pair:
             places = [(2 * pair + tile % 2, tile // 2, 0, 0) for tile in range(4)]
             for tile, place in enumerate(places):
@@ -366,11 +377,20 @@ class _HeadPart:
                     amx.dot(tile, 4 + tile // 2, 6 + tile % 2, dtypes=_BF16)
             for tile, place in enumerate(places):
                 amx.store(tile, self.sums, place)
+        amx.load(6, self.ones, (0, 0))
+        for tile in range(_TILES):
+            amx.load(tile, self.totals, (tile, 0, 0))
+        with T.serial(count) as j:
+            for tile in range(_TILES):
+                amx.load(4 + tile, self.weights, (j, tile, 0, 0))
+                amx.dot(tile, 4 + tile, 6, dtypes=_BF16)
+        for tile in range(_TILES):
+            amx.store(tile, self.totals, (tile, 0, 0))
 
     def _store(self, first: Expr) -> None:
         """Emit out[row] = sums[row] / total[row]."""
         with T.serial(T.min(self.rows - first, _ROWS)) as row:
-            token, head = (T.Bind(part) for part in self._position(first + row))
+            token, head = (T.Bind(of) for of in self._position(first + row))
             tile, line = row // amx.ROWS, row % amx.ROWS
             factor = T.Bind(splat(1.0, _LANES) / load(self.totals, (tile, line, 0), _LANES))
             for d in range(self.shape.head_dim // 16):
@@ -378,8 +398,24 @@ class _HeadPart:
                 store(self.operands.out, (token, head, d * 16), value, lanes=_LANES)
 
 
-def _run(parts: Sequence[Callable[[], None]]) -> None:
-    for emit in parts:
+def _is_too_large(words: Buffer) -> Expr:
+    """Whether any of the weights whose bits were joined is 2 or more."""
+    bits = T.Bind(T.reinterpret(f"int32x{_LANES}", value_of(words)))
+    largest = _disjunction(bits & _splat_int(_TWO << 16 | _TWO, _LANES, "int32"))
+    return tirx.NE(largest, 0)
+
+
+def _disjunction(vector: Expr) -> Expr:
+    """Emit all lanes joined by or."""
+    width = _LANES
+    while width > 1:
+        width //= 2
+        vector = T.Bind(part(vector, 0, width) | part(vector, width, width))
+    return vector
+
+
+def _run(parts: Sequence[_Part]) -> None:
+    for _, emit in parts:
         emit()
 
 

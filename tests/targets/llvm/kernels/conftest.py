@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import tvm
 
-from targets.llvm.features import CpuFeatures, detect, from_names, llvm_target, missing
+from targets.llvm.features import (
+    CpuFeatures,
+    detect,
+    from_names,
+    llvm_target,
+    missing,
+    permit_tiles,
+)
 
 Execute = Callable[[tvm.tirx.PrimFunc, Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -23,6 +30,7 @@ _LEVELS = {"avx2": ("avx2", "f16c", "fma"), "sse2": ()}
 def features(request: pytest.FixtureRequest) -> CpuFeatures:
     """What this machine has, and lower levels that it can run too."""
     present = detect()
+    permit_tiles(present)
     if request.param == "detected":
         return present
     level = from_names(_LEVELS[request.param])
