@@ -20,7 +20,7 @@ from targets.llvm.kernels.block_output import store_sums
 from targets.llvm.kernels.packed_weight import BLOCK, TILE, PackedWeight
 from targets.llvm.kernels.stored_weight import index
 from targets.llvm.kernels.tile_operand import TileOperand
-from targets.llvm.kernels.vector_math import slice_of, splat, typed
+from targets.llvm.kernels.vector_math import prefetch, slice_of, splat, typed
 
 _LEFT, _RIGHT = (4, 5), (6, 7)
 
@@ -71,10 +71,17 @@ def _block(
     """Emit all rows of a run times one block of outputs."""
     kind = "float32" if weight.dtype == "bfloat16" else "int32"
     sums = T.alloc_buffer((2, 2, TILE, TILE), kind)
+    # Lines of the next block to ask for in a step, so that all are near when its turn comes.
+    ahead = -(-BLOCK // operand.groups)
     with T.serial(count) as group:
+        _ask_for_outputs(operand, y, block, (first + group) * operand.group_rows)
         for tile in range(4):
             amx.zero(tile)
         with T.serial(operand.steps) as step:
+            done = group * operand.steps + step
+            for line in range(ahead):
+                at = done * ahead + line
+                prefetch(weight.rows, (block + 1, at // BLOCK, at % BLOCK, 0))
             for half in range(2):
                 amx.load(_LEFT[half], operand.panel, (group, step, half, 0, 0))
                 amx.load(_RIGHT[half], weight.rows, (block, step, half * TILE, 0))
@@ -90,6 +97,15 @@ def _block(
             for tile in range(2):
                 amx.store(2 * half + tile, sums, (half, tile, 0, 0))
         _store_group(operand, weight, y, sums, group, block=block, first=first)
+
+
+def _ask_for_outputs(operand: TileOperand, y: Buffer, block: Expr, row: Expr) -> None:
+    """Emit hints for the lines that a group's sums go to, while they are not there yet."""
+    rows, outputs = (int(extent) for extent in y.shape)
+    with T.serial(operand.group_rows) as i:
+        for tile in range(2):
+            at = T.min(block * BLOCK + tile * TILE, outputs - 1)
+            prefetch(y, (T.min(row + i, rows - 1), at), is_written=True)
 
 
 def _store_group(

@@ -117,14 +117,16 @@ def store(buffer: Buffer, indices: Sequence[Expr | int], value: Expr, *, lanes: 
     T.buffer_store(buffer, value, [*indices[:-1], slice_of(indices[-1], lanes)])
 
 
-def prefetch(buffer: Buffer, indices: Sequence[Expr | int]) -> None:
+def prefetch(buffer: Buffer, indices: Sequence[Expr | int], *, is_written: bool = False) -> None:
     """Emit a hint to bring a cache line near; its address may lie past the buffer's end.
 
-    https://llvm.org/docs/LangRef.html#llvm-prefetch-intrinsic: read, kept in all caches, data.
+    https://llvm.org/docs/LangRef.html#llvm-prefetch-intrinsic: to read or to write, kept in all
+    caches, data.
     """
-    read, locality, data = (tirx.const(flag, "int32") for flag in (0, 3, 1))
+    flags = (1 if is_written else 0, 3, 1)
+    use, locality, data = (tirx.const(flag, "int32") for flag in flags)
     address = T.address_of(buffer[tuple(indices)])
-    hint = T.call_llvm_intrin("llvm.prefetch.p0", address, read, locality, data, dtype="void")
+    hint = T.call_llvm_intrin("llvm.prefetch.p0", address, use, locality, data, dtype="void")
     T.evaluate(hint)
 
 
