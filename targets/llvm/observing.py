@@ -65,7 +65,7 @@ _CACHED = {"keys": 1, "values": 2}
 _RESIDUALS = ("embed", "resid1", "resid2")
 # Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
 _OF_MODULE = re.compile(
-    r"((add_)?rms_norm|linear|packed_linear|integer_linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*"
+    r"((add_)?rms_norm|linear|packed_linear|gated_linear|integer_linear|(fused_)?matmul\d*(_add\d*)?(_cast\d*)?)\d*"
 )
 _SHOWN = ("float32", "float16", "bfloat16", "int8")
 
@@ -207,7 +207,7 @@ class Instrument:
         with self._raised.kept():
             tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
             stem = name.rstrip("0123456789")
-            if stem in ("integer_linear", "packed_linear") and str(tensors[0].dtype) == "int8":
+            if stem in ("integer_linear", "packed_linear", "gated_linear") and str(tensors[0].dtype) == "int8":
                 # As `linear` has them: (x, weight, ..), without the scales of x.
                 del tensors[1]
             if stem in ("packed_linear", "add_rms_norm") and not is_before:

@@ -12,18 +12,18 @@ scales). q, k and v keep results of their own, and so do gate and up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from targets.llvm.features import CpuFeatures
 from targets.llvm.function_bindings import Bindings, only_main
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape
 from targets.llvm.kernels.packed_linear import PackedMatrix, packed_linear
 from targets.llvm.kernels.packed_rows import packed_rows
-from targets.llvm.row_limit import row_limit
+from targets.llvm.row_kernels import RowKernels
 from targets.llvm.stored_operands import Codes, Operands, PackedOperand, is_call
 
 
@@ -103,13 +103,11 @@ def _with_bias(
 
 @mutator
 class _PackedLowering(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, features: CpuFeatures) -> None:
+    def __init__(self, module: tvm.IRModule, kernels: RowKernels) -> None:
         super().__init__(module)
-        self.features = features
-        main = only_main(module)
-        bindings = Bindings(main)
+        self.kernels = kernels
+        bindings = Bindings(only_main(module))
         self.operands = Operands(bindings.value)
-        self.limit = row_limit(main)
         self.groups = _groups(bindings)
         # The call that is a product's result -> its group and its number there.
         self.results = {
@@ -143,8 +141,8 @@ class _PackedLowering(PyExprMutator):
             for one in (product.weight.values, product.weight.scale, product.bias)
             if one is not None
         ]
-        limit = self.limit.of(rows)
-        kernel = packed_linear(
+        build = partial(
+            packed_linear,
             rows,
             [
                 PackedMatrix(product.weight.outputs, has_bias=product.bias is not None)
@@ -154,7 +152,6 @@ class _PackedLowering(PyExprMutator):
             weight_dtype=group.products[0].weight.dtype,
             x_dtype="float32" if group.codes is None else "int8",
             is_rounded=group.is_rounded,
-            has_valid=bool(limit),
         )
         types = [
             relax.TensorType([rows, product.weight.outputs], "float32")
@@ -162,8 +159,8 @@ class _PackedLowering(PyExprMutator):
         ]
         found = self.builder_.emit(
             relax.call_tir(
-                add_kernel(self.builder_, kernel, "packed_linear"),
-                [flat, *scales, *weights, *limit],
+                self.kernels.add(self.builder_, build, "packed_linear"),
+                [flat, *scales, *weights],
                 out_ty=types[0] if len(types) == 1 else types,
             )
         )
@@ -196,9 +193,9 @@ class _PackedLowering(PyExprMutator):
         return relax.op.reshape(rows, [*shape, table.inputs])
 
 
-def lower_packed_linears(module: tvm.IRModule, features: CpuFeatures) -> tvm.IRModule:
+def lower_packed_linears(module: tvm.IRModule, kernels: RowKernels) -> tvm.IRModule:
     """Rewrite `main`; what became dead is removed later by DeadCodeElimination."""
-    lowering = _PackedLowering(module, features)
+    lowering = _PackedLowering(module, kernels)
     main = module.get_global_var("main")
     lowering.builder_.update_func(main, lowering.visit_expr(module["main"]))
     return lowering.builder_.get()

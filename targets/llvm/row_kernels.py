@@ -1,6 +1,7 @@
 """Kernels over the rows of a window, in the forms that follow from the whole graph.
 
     rms_norm(x, w), where x is a sum a + b      ->  add_rms_norm(a, b, w) -> (x, y)
+    silu_mul(gate, up), both of one packed_linear  ->  gated_linear(x, gate's weight, up's)
     any of them, over the rows of a window      ->  the same with `valid_length`: it ends there
 
 A converter sees one node, and asks for the plain form; what stands around it is known when all of
@@ -21,14 +22,14 @@ from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor
 from targets.llvm.row_limit import row_limit
 from targets.llvm.stored_operands import is_call
 
-_NORM = "rms_norm"
+_NORM, _ACTIVATION, _PRODUCT = "rms_norm", "silu_mul", "packed_linear"
 
 
 class KernelForm(Protocol):
     """Builds one kernel in a form that it has."""
 
     def __call__(self, **form: bool) -> PrimFunc:
-        """The plain form, or with `has_limit`, or of a norm with `has_addend`."""
+        """The plain form; or `has_limit`; of a norm `has_addend`; of a product `is_gated`."""
         ...
 
 
@@ -82,6 +83,39 @@ def _sums_before_norms(bindings: Bindings, kernels: RowKernels) -> dict[relax.Ex
     return found
 
 
+def _gated_products(bindings: Bindings, kernels: RowKernels) -> dict[relax.Expr, relax.Call]:
+    """An activation -> the call whose two results are its gate and its up, read by it alone."""
+    found: dict[relax.Expr, relax.Call] = {}
+    for _, value in bindings:
+        name, _ = kernels.forms.get(_called(value) or "", ("", None))
+        if name != _ACTIVATION:
+            continue
+        assert isinstance(value, relax.Call)
+        gate, up = (_only_read(bindings, one) for one in _arguments(value))
+        if not isinstance(gate, relax.TupleGetItem) or not isinstance(up, relax.TupleGetItem):
+            continue
+        product = bindings.behind(gate.tuple_value)
+        name, _ = kernels.forms.get(_called(product) or "", ("", None))
+        is_pair = name == _PRODUCT and (gate.index, up.index) == (0, 1)
+        if is_pair and up.tuple_value.same_as(gate.tuple_value):
+            assert isinstance(product, relax.Call)
+            if isinstance(product.ty, relax.TupleType) and len(product.ty.fields) == 2:
+                found[value] = product
+    return found
+
+
+def _only_read(bindings: Bindings, value: relax.Expr) -> relax.Expr | None:
+    """What is behind reshapes and other names, where each of them is read once."""
+    while isinstance(value, relax.Var):
+        if bindings.only_reader(value) is None:
+            return None
+        behind = bindings.value(value)
+        if behind is None:
+            return None
+        value = behind.args[0] if is_call(behind, "reshape") else behind
+    return value
+
+
 @mutator
 class _Forms(PyExprMutator):
     def __init__(self, module: tvm.IRModule, kernels: RowKernels) -> None:
@@ -89,7 +123,9 @@ class _Forms(PyExprMutator):
         self.kernels = kernels
         main = only_main(module)
         self.limit = row_limit(main)
-        self.norms = _sums_before_norms(Bindings(main), kernels)
+        bindings = Bindings(main)
+        self.norms = _sums_before_norms(bindings, kernels)
+        self.gated = _gated_products(bindings, kernels)
         # A norm of a sum -> its result, once the sum was emitted.
         self.normed: dict[relax.Expr, relax.Expr] = {}
 
@@ -98,6 +134,8 @@ class _Forms(PyExprMutator):
             return self.normed[call]
         if call in self.norms:
             return self._add_and_norm(call, self.norms[call])
+        if call in self.gated:
+            return self._gate(call, self.gated[call])
         visited = super().visit_call_(call)
         name, build = self.kernels.forms.get(_called(visited) or "", ("", None))
         if build is None or not isinstance(visited, relax.Call):
@@ -113,6 +151,17 @@ class _Forms(PyExprMutator):
             visited.attrs,
             visited.ty_args,
         )
+
+    def _gate(self, activation: relax.Call, product: relax.Call) -> relax.Expr:
+        kernel = product.args[0]
+        assert isinstance(kernel, GlobalVar)
+        _, build = self.kernels.forms[kernel.name_hint]
+        result = tensor_type(activation)
+        arguments = [self.visit_expr(one) for one in _arguments(product)]
+        limit = self.limit.of(static_shape(activation)[0])
+        joined = build(is_gated=True, has_limit=bool(limit))
+        name = add_kernel(self.builder_, joined, "gated_linear")
+        return relax.call_tir(name, [*arguments, *limit], out_ty=result)
 
     def _add_and_norm(self, total: relax.Call, norm: relax.Call) -> relax.Expr:
         kernel = norm.args[0]

@@ -11,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.kernel_function import begin, finished
+from targets.llvm.kernels.parallel_loop import parallel_or_serial
 from targets.llvm.kernels.vector_math import chunks, load, narrow, slice_of, store
 
 
@@ -47,7 +48,8 @@ def cache_update(
         past_length = T.arg("past_length", T.buffer((1,), "int64"))
         valid_length = T.arg("valid_length", T.buffer((1,), "int64"))
         first, count = writable(past_length, valid_length, tokens=tokens, context=context)
-        with T.serial(count) as i, T.serial(_int64(kv_heads)) as head:
+        elements = tokens * kv_heads * head_dim
+        with parallel_or_serial(count, elements=elements) as i, T.serial(_int64(kv_heads)) as head:
             for d, width in chunks(head_dim, features.lanes):
                 if rows_dtype == cache_dtype:
                     value = rows[i, head, slice_of(d, width)]

@@ -15,7 +15,8 @@ from tvm.tirx import PrimFunc
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.kernels.kernel_function import begin, finished
-from targets.llvm.kernels.packed_weight import packed_arguments
+from targets.llvm.kernels.packed_weight import Result, packed_arguments
+from targets.llvm.kernels.parallel_loop import limit_argument
 from targets.llvm.kernels.row_linear import row_products
 from targets.llvm.kernels.tile_linear import tile_products
 from targets.llvm.kernels.tile_operand import Form, tile_operand
@@ -37,7 +38,8 @@ def packed_linear(
     weight_dtype: str,
     x_dtype: str = "float32",
     is_rounded: bool = False,
-    has_valid: bool = False,
+    has_limit: bool = False,
+    is_gated: bool = False,
 ) -> PrimFunc:
     """Build the product for static shapes.
 
@@ -49,32 +51,38 @@ def packed_linear(
         x_dtype: float32, or int8 for codes with a scale for each row; then weights are int8.
         is_rounded: Whether fp32 x is rounded to bfloat16 before it is multiplied by bfloat16; else
             it is multiplied as it is, which for many rows is slow.
-        has_valid: Whether only the first `valid_length` rows are wanted.
+        has_limit: Whether only the first `valid_length` rows are wanted.
+        is_gated: Whether the two weights are gate and up, and silu(gate) * up the one result.
 
     Returns:
         A scheduled function of x [rows, inputs], (of codes x_scales [rows] fp32,) for each weight
         the packed weight, (scale [outputs] fp32 with int8,) (bias [outputs] fp32,) then
-        (valid_length [1] int64,) and y [rows, outputs] fp32 for each weight.
+        (valid_length [1] int64,) and y [rows, outputs] fp32 for each weight, or for both.
     """
     is_codes = x_dtype == "int8"
     assert weight_dtype == "int8" or not is_codes, "codes are multiplied by codes"
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        begin("packed_linear")
+        begin("gated_linear" if is_gated else "packed_linear")
         x = T.arg("x", T.buffer((rows, inputs), x_dtype))
         given = T.arg("x_scales", T.buffer((rows,), "float32")) if is_codes else None
         given_weights = [
             packed_arguments(i, one.outputs, inputs, dtype=weight_dtype, has_bias=one.has_bias)
             for i, one in enumerate(matrices)
         ]
-        valid = T.arg("valid_length", T.buffer((1,), "int64")) if has_valid else None
+        valid = limit_argument(has_limit)
         ys = [
             T.arg(f"y{i}", T.buffer((rows, one.outputs), "float32"))
-            for i, one in enumerate(matrices)
+            for i, one in enumerate(matrices[:1] if is_gated else matrices)
         ]
         weights = [one.weight() for one in given_weights]
-        if rows == 1 or (weight_dtype == "bfloat16" and not is_rounded):
-            row_products(x, given, weights, ys)
+        if is_gated:
+            results = [Result(weights, ys[0])]
         else:
-            form: Form = "bfloat16" if weight_dtype == "bfloat16" else "int8" if is_codes else "fixed"
-            tile_products(tile_operand(x, given, form=form), weights, ys, valid=valid)
+            results = [Result([weight], y) for weight, y in zip(weights, ys, strict=True)]
+        if rows == 1 or (weight_dtype == "bfloat16" and not is_rounded):
+            row_products(x, given, results)
+        else:
+            form: Form = "bfloat16" if weight_dtype == "bfloat16" else "fixed"
+            operand = tile_operand(x, given, form="int8" if is_codes else form)
+            tile_products(operand, results, valid=valid)
     return finished(builder)

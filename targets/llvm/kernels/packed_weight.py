@@ -9,8 +9,10 @@ multiplies. Prefill, decode and the embedding read the same bytes.
 # TVM annotates its shapes without plain integers.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
@@ -60,6 +62,33 @@ class PackedWeight:
     def row(self, block: Expr, step: Expr, tile: int, r: Expr | int) -> Expr:
         """64 bytes: `quad` inputs of each of 16 outputs."""
         return self.rows[block, step, tile * TILE + r, slice_of(0, TILE * self.quad)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is made of one weight, or of two of a shape: silu(gate) * up.
+
+    Attributes:
+        weights: One, or gate and up.
+        y: fp32 [rows, outputs].
+    """
+
+    weights: Sequence[PackedWeight]
+    y: Buffer
+
+
+def each_block(results: Sequence[Result], emit: Callable[[Result, Expr], None]) -> None:
+    """Emit a loop on all threads over every result's blocks of outputs."""
+    counts = [result.weights[0].blocks for result in results]
+    with T.parallel(index(sum(counts))) as task:
+        if len(results) == 1:
+            emit(results[0], task)
+            return
+        start = 0
+        for result, count in zip(results, counts, strict=True):
+            with T.If(tirx.And(task >= start, task < start + count)), T.Then():
+                emit(result, T.Bind(task - start))
+            start += count
 
 
 def packed_shape(outputs: int, inputs: int, dtype: str) -> tuple[int, ...]:

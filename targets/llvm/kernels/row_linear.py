@@ -19,9 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.kernels.block_output import store_sums
 from targets.llvm.kernels.int8_row import row_scale
-from targets.llvm.kernels.packed_weight import BLOCK, TILE, PackedWeight
-from targets.llvm.kernels.stored_weight import index
-from targets.llvm.kernels.tile_linear import when_in
+from targets.llvm.kernels.packed_weight import BLOCK, TILE, PackedWeight, Result, each_block
 from targets.llvm.kernels.vector_math import (
     assign,
     each_vector,
@@ -45,25 +43,17 @@ _OFFSET = 2**23
 _FEW = 4
 
 
-def row_products(
-    x: Buffer, given: Buffer | None, weights: Sequence[PackedWeight], ys: Sequence[Buffer]
-) -> None:
-    """Emit y = x @ weight.T + bias for each weight.
+def row_products(x: Buffer, given: Buffer | None, results: Sequence[Result]) -> None:
+    """Emit every result: y = x @ weight.T + bias, or of two weights, silu(gate) * up.
 
     Args:
         x: fp32 [rows, inputs], or the int8 codes of one row.
         given: fp32 [1], the scale of codes.
-        weights: All of one dtype; with int8, x has one row.
-        ys: fp32 [rows, outputs] each.
+        results: Of weights of one dtype; with int8, x has one row.
     """
-    blocks = sum(weight.blocks for weight in weights)
-    row = _FloatRows(x) if weights[0].dtype == "bfloat16" else _ByteRow(x, given, weights[0])
-    with T.parallel(index(blocks)) as task:
-        start = 0
-        for weight, y in zip(weights, ys, strict=True):
-            when_in(task, start, weight.blocks, blocks, lambda block, w=weight, out=y: (
-                row.block(w, out, block)))
-            start += weight.blocks
+    weight = results[0].weights[0]
+    row = _FloatRows(x) if weight.dtype == "bfloat16" else _ByteRow(x, given, weight)
+    each_block(results, row.block)
 
 
 class _FloatRows:
@@ -84,18 +74,26 @@ class _FloatRows:
             for k in range(inputs, padded):
                 T.buffer_store(self.x, tirx.const(0.0, "float32"), [m, k])
 
-    def block(self, weight: PackedWeight, y: Buffer, block: Expr) -> None:
+    def block(self, result: Result, block: Expr) -> None:
         """Emit one block of outputs of all rows."""
         whole = self.rows - self.rows % _FEW
         if whole:
             with T.serial(whole // _FEW) as group:
-                self._few(weight, y, block, [group * _FEW + m for m in range(_FEW)])
+                self._few(result, block, [group * _FEW + m for m in range(_FEW)])
         if whole < self.rows:
-            self._few(weight, y, block, range(whole, self.rows))
+            self._few(result, block, range(whole, self.rows))
 
-    def _few(
-        self, weight: PackedWeight, y: Buffer, block: Expr, rows: Sequence[Expr | int]
-    ) -> None:
+    def _few(self, result: Result, block: Expr, rows: Sequence[Expr | int]) -> None:
+        found = [self._sums(weight, block, rows) for weight in result.weights]
+        for m, row in enumerate(rows):
+            for tile in range(2):
+                at = block * BLOCK + tile * TILE
+                totals = [sums[m][tile] for sums in found]
+                store_sums(result.y, result.weights, row, at, sums=totals, factor=None)
+
+    def _sums(
+        self, weight: PackedWeight, block: Expr, rows: Sequence[Expr | int]
+    ) -> list[list[Expr]]:
         # With one row, two sums of each output: an addition waits for the one before.
         unroll = 2 if len(rows) == 1 else 1
         sums = [[[register(TILE) for _ in range(unroll)] for _ in range(2)] for _ in rows]
@@ -111,13 +109,10 @@ class _FloatRows:
                         for at, pair in ((k, even), (k + 1, odd)):
                             factor = splat(self.x[row, at], TILE)
                             assign(total, value_of(total) + pair * factor)
-        for m, row in enumerate(rows):
-            for tile in range(2):
-                total = value_of(sums[m][tile][0])
-                for other in sums[m][tile][1:]:
-                    total = total + value_of(other)
-                at = block * BLOCK + tile * TILE
-                store_sums(y, weight, row, at, sums=T.Bind(total), factor=None)
+        return [
+            [T.Bind(sum(map(value_of, parts[1:]), value_of(parts[0]))) for parts in tiles]
+            for tiles in sums
+        ]
 
 
 def _widened(pairs: Expr) -> tuple[Expr, Expr]:
@@ -160,8 +155,15 @@ class _ByteRow:
             byte = (whole >> integers(shift)) & integers(255)
             store(self.bytes, (part, k), T.cast(byte, typed("uint8", lanes)), lanes=lanes)
 
-    def block(self, weight: PackedWeight, y: Buffer, block: Expr) -> None:
+    def block(self, result: Result, block: Expr) -> None:
         """Emit one block of outputs."""
+        found = [self._sums(weight, block) for weight in result.weights]
+        for tile in range(2):
+            at = block * BLOCK + tile * TILE
+            totals = [sums[tile] for sums in found]
+            store_sums(result.y, result.weights, 0, at, sums=totals, factor=self.scale)
+
+    def _sums(self, weight: PackedWeight, block: Expr) -> list[Expr]:
         sums = [[register(TILE, dtype="int32") for _ in range(self.count + 1)] for _ in range(2)]
         ones = tirx.Broadcast(tirx.const(1, "uint8"), 4 * TILE)
         with T.serial(weight.steps) as step:
@@ -179,10 +181,7 @@ class _ByteRow:
                                 _DOT, value_of(total), left, codes, dtype=lanes
                             ),
                         )
-        for tile in range(2):
-            at = block * BLOCK + tile * TILE
-            total = T.Bind(self._total([value_of(one) for one in sums[tile]]))
-            store_sums(y, weight, 0, at, sums=total, factor=self.scale)
+        return [T.Bind(self._total([value_of(one) for one in tile])) for tile in sums]
 
     def _repeated(self, part: int, k: Expr) -> Expr:
         four = T.reinterpret("int32", self.bytes[part, tirx.Ramp(k, 1, 4)])

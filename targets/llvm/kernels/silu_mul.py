@@ -38,7 +38,7 @@ def silu_mul(
 
         def activate(row: Expr, k: Expr | int, count: int) -> None:
             at = (row, k)
-            value = _silu(T.Bind(load(gate, at, count)), count)
+            value = silu(T.Bind(load(gate, at, count)), count)
             store(y, at, value * load(up, at, count), lanes=count)
 
         # One row is cut into pieces for the threads; of many, each is a piece.
@@ -51,7 +51,7 @@ def silu_mul(
     return finished(builder)
 
 
-def _silu(gate: Expr, lanes: int) -> Expr:
+def silu(gate: Expr, lanes: int) -> Expr:
     """Emit gate * sigmoid(gate) by exp(-|gate|), which cannot overflow."""
     decay = exp(T.Bind(T.min(gate, splat(0.0, lanes) - gate)), lanes)
     one = splat(1.0, lanes)
