@@ -12,12 +12,14 @@ from compiler.relax.cache_writes import QUANTIZED_CACHE_UPDATE
 from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.kernels.attention import attention
+from targets.llvm.kernels.attention_shape import AttentionShape
 from targets.llvm.kernels.cache_update import cache_update
 from targets.llvm.kernels.quantize_tokens import quantize_tokens
 from targets.llvm.kernels.quantized_cache_update import quantized_cache_update
 from targets.llvm.kernels.rms_norm import rms_norm
 from targets.llvm.kernels.rotary import rotary
 from targets.llvm.kernels.silu_mul import silu_mul
+from targets.llvm.kernels.tile_attention import has_tile_prefill
 from targets.llvm.row_kernels import RowKernels
 from targets.llvm.stored_operands import is_call
 
@@ -127,6 +129,15 @@ def _stored(builder: relax.BlockBuilder, cache: relax.Expr) -> tuple[relax.Expr,
     return (cache,)
 
 
+def _before_rounding(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Expr:
+    """fp32 that is rounded to bfloat16 and widened again: a kernel that rounds takes it before."""
+    narrow = _operands_of(builder, value, "astype")
+    if narrow is None or dtype_of(narrow[0]) != "bfloat16":
+        return value
+    wide = _operands_of(builder, narrow[0], "astype")
+    return value if wide is None or dtype_of(wide[0]) != "float32" else wide[0]
+
+
 def _attention(
     builder: relax.BlockBuilder,
     inputs: Sequence[relax.Expr],
@@ -142,6 +153,12 @@ def _attention(
     scale, window = attributes["scale"], attributes["window"]
     assert isinstance(scale, float), f"scale is {scale!r}"
     assert isinstance(window, int), f"window is {window!r}"
+    if has_tile_prefill(
+        AttentionShape(tokens, heads, kv_heads, head_dim, context, window, scale),
+        cache_dtype=dtype_of(keys),
+        features=features,
+    ):
+        q = _before_rounding(builder, q)
     kernel = attention(
         tokens,
         heads,

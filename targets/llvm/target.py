@@ -90,7 +90,9 @@ class LLVMTarget(Target):
         dtype = _STORAGE[_float_dtype(options)]
         stored = {"dtype": dtype}
         tiled = ()
-        if has_tiles(_features(options)) and dtype == "bfloat16":
+        # The build cuts weights for ranks behind these passes, and a packed one cannot be cut.
+        is_whole = options.tensor_parallel == 1
+        if is_whole and has_tiles(_features(options)) and dtype == "bfloat16":
             tiled = (PassChoice("round-activations", stored), PassChoice("pack-weights"))
         return (
             PassChoice("fuse-attention"),

@@ -41,6 +41,7 @@ from targets.llvm.kernels.attention_shape import AttentionShape, Operands
 from targets.llvm.kernels.vector_math import (
     FLOAT32_LOWEST,
     assign,
+    bfloat16_bits,
     horizontal_max,
     load,
     part,
@@ -225,9 +226,9 @@ class _HeadPart:
         with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
             token, head = (T.Bind(of) for of in self._position(first + tile * amx.ROWS + i))
             for chunk in range(self.shape.head_dim // 32):
-                low = load(q, (token, head, chunk * 32), _LANES)
-                high = load(q, (token, head, chunk * 32 + _LANES), _LANES)
-                _store_words(self.queries, (tile, chunk, i, 0), _rounded(low, high))
+                for at in (0, _LANES):
+                    bits = bfloat16_bits(load(q, (token, head, chunk * 32 + at), _LANES), _LANES)
+                    store(self.queries, (tile, chunk, i, at), bits, lanes=_LANES)
             # The next rows, and where these ones go.
             after = first + self.parts * _ROWS + tile * amx.ROWS + i
             far_token, far_head = (T.Bind(of) for of in self._position(after))
