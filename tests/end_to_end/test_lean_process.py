@@ -57,7 +57,7 @@ import contextlib, io, json, sys
 from compiler.cli import main
 said = io.StringIO()
 with contextlib.redirect_stdout(said):
-    code = main(["bench", sys.argv[1], "--blocks", "1", "--profile", "--json"])
+    code = main(["bench", sys.argv[1], "--blocks", "1", "--profile", "--json", "--quiet"])
 heavy = [name for name in sys.argv[2].split(",") if name in sys.modules]
 print(json.dumps({"code": code, "heavy": heavy, "found": json.loads(said.getvalue())}))
 """

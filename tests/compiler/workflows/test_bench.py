@@ -35,6 +35,7 @@ def test_each_length_has_figures_that_agree(found: BenchResult) -> None:
         assert one.prefill.ms > 0
         assert one.decode is not None
         assert one.bytes_per_token is not None
+        assert one.floor_ms is not None
         assert one.floor_ms == pytest.approx(1000 * one.bytes_per_token / found.read_bandwidth)
         assert one.over_floor == pytest.approx(one.decode.ms / one.floor_ms)
         assert one.decode_tokens_per_second == pytest.approx(1000 / one.decode.ms)
