@@ -237,6 +237,12 @@ def bench(
     )
 
 
+def usual_lengths(window: int) -> tuple[int, ...]:
+    """What is measured where no length is named: 128, and a whole window where that is longer."""
+    shorter = min(_USUAL_PROMPT, window)
+    return (shorter,) if window == shorter else (shorter, window)
+
+
 def _refuse_ranks() -> None:
     world = current_world()
     if world is not None and world.size > 1:
@@ -259,10 +265,7 @@ def _lengths(manifest: Manifest, asked: Sequence[int]) -> tuple[int, ...]:
                 hint="name a shorter one",
                 code="context-full",
             )
-    if asked:
-        return tuple(sorted(set(asked)))
-    shorter = min(_USUAL_PROMPT, manifest.window)
-    return (shorter,) if manifest.window == shorter else (shorter, manifest.window)
+    return tuple(sorted(set(asked))) if asked else usual_lengths(manifest.window)
 
 
 def _prompt(manifest: Manifest, length: int) -> tuple[int, ...]:

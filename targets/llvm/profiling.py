@@ -79,7 +79,7 @@ class TimedGraph:
         self._past, self._valid = names.index("past_length"), names.index("valid_length")
         self._params = {param.data_ptr() for param in params}
         self._caches = {cache.data_ptr() for cache in caches.values()}
-        self._is_learning = False
+        self._is_learning = self._is_learned = False
         self._traffic: list[_Traffic] = []
         self._seconds: list[float] = []
         self._began = 0.0
@@ -89,8 +89,10 @@ class TimedGraph:
 
     def __call__(self, *arguments: "tvm_ffi.Tensor") -> Sequence["tvm_ffi.Tensor"]:
         """Run the graph; the first time twice, and the caches are written the same both times."""
-        if not self._traffic:
+        if not self._is_learned:
+            self._traffic = []
             self._run(arguments, is_learning=True)
+            self._is_learned = True
         began = time.perf_counter()
         outputs = self._run(arguments, is_learning=False)
         self._total += time.perf_counter() - began

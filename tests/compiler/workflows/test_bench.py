@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from built_bundles import TINY, BuiltBundles, TinyModel
+from built_bundles import BuiltBundles, TinyModel
 
 from compiler.contracts.errors import BundleError, ConfigError, RunError, TargetError
 from compiler.measuring import Wanted
-from compiler.workflows.bench import BenchRequest, BenchResult, bench
+from compiler.workflows.bench import BenchRequest, BenchResult, bench, usual_lengths
 
 ONCE = Wanted(blocks=1, seconds=0.0, attempts=1, pause=0.0)
 
@@ -63,15 +63,15 @@ def test_kernels_and_the_machine_make_up_the_call(found: BenchResult) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "lengths"),
-    [
-        (TINY, [32]),
-        (TinyModel(name="wide", window=144, context=160), [128, 144]),
-    ],
+    ("window", "lengths"), [(32, (32,)), (128, (128,)), (144, (128, 144)), (1024, (128, 1024))]
 )
-def test_usual_lengths(built_bundles: BuiltBundles, model: TinyModel, lengths: list[int]) -> None:
-    found = measure(built_bundles.bundle(model))
-    assert [one.prompt_tokens for one in found.lengths] == lengths
+def test_usual_lengths(window: int, lengths: tuple[int, ...]) -> None:
+    assert usual_lengths(window) == lengths
+
+
+def test_nothing_is_profiled_unasked(built_bundles: BuiltBundles) -> None:
+    found = measure(built_bundles.bundle())
+    assert [one.prompt_tokens for one in found.lengths] == [32]
     assert found.profiles == ()
 
 

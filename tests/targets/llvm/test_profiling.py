@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from built_bundles import TINY, BuiltBundles, TinyModel
+from built_bundles import BuiltBundles
 
 from compiler.contracts.profile import CallProfile
 from compiler.contracts.runner import Runner
@@ -57,9 +57,8 @@ def test_every_profile_is_of_one_call(runner: Runner) -> None:
     )
 
 
-@pytest.mark.parametrize("model", [TINY, TinyModel(name="half", dtype="bf16")])
-def test_timing_changes_no_number(built_bundles: BuiltBundles, model: TinyModel) -> None:
-    bundle = open_bundle(built_bundles.bundle(model))
+def test_timing_changes_no_number(built_bundles: BuiltBundles) -> None:
+    bundle = open_bundle(built_bundles.bundle())
     plain, timed = (LLVMRunner(bundle, threads=1) for _ in range(2))
     plain.extend(TOKENS)
     timed.profile(TOKENS)
