@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_build(verbs)
     _add_run(verbs)
+    _add_bench(verbs)
     _add_compare(verbs)
     _add_evaluate(verbs)
     _add_sensitivity(verbs)
@@ -302,3 +303,22 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     verb.add_argument("--verify", action="store_true", help="hash the parameters again")
     verb.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+
+
+def _add_bench(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "bench", "measure how fast a bundle runs here, and its memory")
+    verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    verb.add_argument(
+        "--prompt-tokens",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="lengths of prompts (128, and the whole window where it is longer)",
+    )
+    verb.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+    verb.add_argument(
+        "--blocks", type=int, default=5, metavar="N", help="a figure is the median of N blocks (5)"
+    )
+    verb.add_argument(
+        "--profile", action="store_true", help="time each kernel, at the longest prompt"
+    )

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 
 from compiler.contracts.errors import RunError, TargetError
+from compiler.contracts.profile import CallProfile
 from compiler.contracts.program import Phase
 from compiler.contracts.taps import Observer
 
@@ -101,6 +102,22 @@ class Runner(ABC):
         """
         del layer, start, stop
         raise TargetError(f"{type(self).__name__} does not show its cache")
+
+    def profile(self, tokens: Sequence[int]) -> CallProfile:
+        """Append tokens as `extend` does, and say where the time went; no logits come back.
+
+        What is computed is the same: no rebuild, no other kernels. The first call may be longer.
+
+        Raises:
+            TargetError: This runner cannot time its kernels.
+            RunError: As `extend`.
+        """
+        del tokens
+        raise TargetError(
+            f"{type(self).__name__} does not time its kernels",
+            hint="measure without --profile",
+            code="no-profile",
+        )
 
     def close(self) -> None:  # noqa: B027 - nothing to release is a proper default
         """Release what the runner holds."""

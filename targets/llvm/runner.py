@@ -4,13 +4,14 @@ Neither torch nor the TVM compiler is imported here; see `compiler.relax.lean`.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compiler.contracts.bundle import Bundle, ModuleEntry
 from compiler.contracts.errors import MachineLacks, TargetError
+from compiler.contracts.profile import CallProfile
 from compiler.contracts.program import PHASES, Phase
 from compiler.contracts.runner import WindowedRunner
 from compiler.contracts.slots import slot_name
@@ -21,9 +22,12 @@ from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, aligned_zeros, map_parameters
 from targets.llvm.features import CpuFeatures, detect, missing, permit_tiles
 from targets.llvm.observing import Instrument, cache_name, cached_rows
+from targets.llvm.profiling import TimedGraph, profile_of
 
 if TYPE_CHECKING:
     import tvm_ffi
+
+_Graph = Callable[..., Sequence["tvm_ffi.Tensor"]]
 
 _CPU_DEVICE, _POOLED_ALLOCATOR = 1, 2
 
@@ -64,7 +68,9 @@ class LLVMRunner(WindowedRunner):
         self.has_every_row = entries[0].phase == "prefill" and entries[0].logits_of == "all"
         self._entries: dict[Phase, ModuleEntry] = {entry.phase: entry for entry in entries}
         self._libraries = {entry.phase: self._load(bundle, entry) for entry in entries}
-        self._functions = {entry.phase: self._machine(entry.phase)["main"] for entry in entries}
+        self._functions: Mapping[Phase, _Graph] = {
+            entry.phase: self._machine(entry.phase)["main"] for entry in entries
+        }
         tensors = {
             file: {name: self._tensor(*value) for name, value in map_parameters(file).items()}
             for file in sorted({bundle.params_file(entry) for entry in entries})
@@ -77,6 +83,7 @@ class LLVMRunner(WindowedRunner):
         self._caches = self._new_caches(entries[-1])
         self.layers = sum(name.endswith(".key") for name in self._caches)
         self._observed: dict[Phase, tuple[Instrument, tvm_ffi.Function]] = {}
+        self._timed: dict[Phase, TimedGraph] = {}
 
     def step(self, phase: Phase, tokens: np.ndarray, *, past: int, valid: int) -> np.ndarray:
         """One call of one graph; the caches change in place."""
@@ -151,6 +158,31 @@ class LLVMRunner(WindowedRunner):
             machine = self._machine(phase)
             machine["set_instrument"](self._ffi.convert(instrument))
             self._observed[phase] = instrument, machine["main"]
+
+    def profile(self, tokens: Sequence[int]) -> CallProfile:
+        """Run the same kernels in machines of their own, each under a clock."""
+        if self._collectives is not None:
+            return super().profile(tokens)
+        if self.slots > 1:
+            raise TargetError(
+                "kernels of several prompts at once are not timed",
+                hint="measure without --profile",
+                code="no-profile",
+            )
+        assert not self._observed, "a call is watched or timed, not both"
+        self._timed = self._timed or {
+            phase: TimedGraph(
+                self._machine(phase), entry, params=self._params[phase], caches=self._caches
+            )
+            for phase, entry in self._entries.items()
+        }
+        plain = self._functions
+        try:
+            self._functions = {**plain, **self._timed}
+            self.extend(tokens)
+        finally:
+            self._functions = plain
+        return profile_of(list(self._timed.values()))
 
     def close(self) -> None:
         """Leave the other ranks."""

@@ -51,6 +51,23 @@ def test_torch_can_be_imported_afterwards(built_bundles: BuiltBundles, tmp_path:
     assert (found["heavy"], found["has_blocked_torch"], found["sum"]) == ([], False, 3.0)
 
 
+def test_measuring_stays_as_lean(built_bundles: BuiltBundles, tmp_path: Path) -> None:
+    program = """
+import contextlib, io, json, sys
+from compiler.cli import main
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    code = main(["bench", sys.argv[1], "--blocks", "1", "--profile", "--json", "--quiet"])
+heavy = [name for name in sys.argv[2].split(",") if name in sys.modules]
+print(json.dumps({"code": code, "heavy": heavy, "found": json.loads(said.getvalue())}))
+"""
+    done = run_python(program, built_bundles.bundle(), ",".join(HEAVY), cwd=tmp_path)
+    assert (done["code"], done["heavy"]) == (0, [])
+    found = done["found"]
+    assert isinstance(found, dict)
+    assert 20_000_000 < found["peak_resident_bytes"] < LIMIT_BYTES
+
+
 @pytest.mark.model
 def test_the_trained_model_runs_in_a_lean_process(trained_bundle: Path, tmp_path: Path) -> None:
     found = run_python(
