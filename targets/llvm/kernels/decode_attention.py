@@ -1,8 +1,9 @@
 """Attention of one token: lanes run along head_dim, and the keys are split into runs for threads.
 
-Each run of keys of each kv head leaves a partial result (largest score, sum of weights, weighted
-sum of V), and a last loop joins the runs of a head. The queries of a group share every load of K
-and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before:
+A run takes a block of keys of all heads before the next: caches hold a token's heads side by side,
+so that they are read as they lie, and the next block is asked for meanwhile. It leaves a partial
+result of each head (largest score, sum of weights, weighted sum of V), and a last loop joins the
+runs. The queries of a group share every load of K and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before:
 its repeated lanes are zero in q, and computed twice, equally, in the output.
 """
 
@@ -35,11 +36,9 @@ from targets.llvm.kernels.vector_math import (
 
 # Keys of a block: scores of a group stay in L1, and are a multiple of every vector's lanes.
 _KEYS = 64
-# Keys by which loads are announced: a head's rows lie apart, so that no hardware prefetch follows.
-_AHEAD = 16
 _LINE_BYTES = 64
-# Tasks (kv heads times runs) are a multiple of this, so that they divide over 2, 4 or 8 threads.
-_TASKS = 8
+# Runs: they divide over 2, 4 or 8 threads.
+_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class _Plan:
     lanes: int
     vectors: int
     accumulators: int
-    runs: int
     largest: Buffer
     total: Buffer
     sums: Buffer
@@ -66,14 +64,12 @@ def emit_decode(operands: Operands, shape: AttentionShape, *, features: CpuFeatu
     """Emit the body of the function for one token."""
     lanes = min(features.lanes, 1 << (shape.head_dim.bit_length() - 1))
     vectors = -(-shape.head_dim // lanes)
-    runs = next(n for n in (1, 2, 4, _TASKS) if shape.kv_heads * n % _TASKS == 0)
-    partial = (shape.kv_heads, runs, shape.group)
+    partial = (shape.kv_heads, _RUNS, shape.group)
     plan = _Plan(
         shape=shape,
         lanes=lanes,
         vectors=vectors,
         accumulators=features.vector_registers * 3 // 4,
-        runs=runs,
         largest=T.alloc_buffer(partial, "float32"),
         total=T.alloc_buffer(partial, "float32"),
         sums=T.alloc_buffer((*partial, vectors * lanes), "float32"),
@@ -82,40 +78,37 @@ def emit_decode(operands: Operands, shape: AttentionShape, *, features: CpuFeatu
     allowed = T.min(T.cast(operands.valid_length[0], "int32"), 1)
     end = T.Bind(past + allowed)
     begin = T.Bind(T.max(past + 1 - shape.window, 0)) if shape.window else 0
-    run_length = T.Bind((end - begin + (runs * lanes - 1)) // (runs * lanes) * lanes)
-    with T.parallel(shape.kv_heads * runs) as task:
-        head, run = task // runs, task % runs
+    run_length = T.Bind((end - begin + (_RUNS * lanes - 1)) // (_RUNS * lanes) * lanes)
+    with T.parallel(_RUNS) as run:
         first = begin + run * run_length
-        _attend(operands, plan, (head, run), first=first, last=T.min(first + run_length, end))
+        _attend(operands, plan, run, first=first, last=T.min(first + run_length, end))
     _join(operands, plan)
 
 
-def _attend(
-    operands: Operands, plan: _Plan, at: tuple[Expr, Expr], *, first: Expr, last: Expr
-) -> None:
-    """Emit one task: keys [first, last) of one kv head."""
+def _attend(operands: Operands, plan: _Plan, run: Expr, *, first: Expr, last: Expr) -> None:
+    """Emit one run: keys [first, last) of all kv heads."""
     shape, lanes = plan.shape, plan.lanes
     first, last = T.Bind(first), T.Bind(last)
-    queries = _scaled_queries(operands, plan, at[0])
+    queries = _scaled_queries(operands, plan)
     scores = T.alloc_buffer((shape.group, _KEYS), "float32")
     rescale = T.alloc_buffer((shape.group,), "float32")
-    totals = T.alloc_buffer((shape.group, lanes), "float32")
-    factors = _Factors(operands, at[0]) if operands.k_cache.dtype == "int8" else None
-    with T.serial(shape.group) as g:
-        T.buffer_store(plan.largest, splat(FLOAT32_LOWEST, 1), [*at, g])
-        store(totals, (g, 0), splat(0.0, lanes), lanes=lanes)
+    totals = T.alloc_buffer((shape.kv_heads, shape.group, lanes), "float32")
+    factors = _Factors(operands) if operands.k_cache.dtype == "int8" else None
+    with T.grid(shape.kv_heads, shape.group) as (head, g):
+        T.buffer_store(plan.largest, splat(FLOAT32_LOWEST, 1), [head, run, g])
+        store(totals, (head, g, 0), splat(0.0, lanes), lanes=lanes)
         with T.serial(plan.vectors) as c:
-            store(plan.sums, (*at, g, c * lanes), splat(0.0, lanes), lanes=lanes)
-    with T.serial((T.max(last - first, 0) + (_KEYS - 1)) // _KEYS) as step:
+            store(plan.sums, (head, run, g, c * lanes), splat(0.0, lanes), lanes=lanes)
+    with T.grid((T.max(last - first, 0) + (_KEYS - 1)) // _KEYS, shape.kv_heads) as (step, head):
         key = T.Bind(first + step * _KEYS)
         count = T.Bind(T.min(last - key, _KEYS))
-        _score(operands.k_cache, plan, at[0], key=key, count=count, queries=queries, scores=scores)
+        _score(operands.k_cache, plan, head, key=key, count=count, queries=queries, scores=scores)
         if factors is not None:
-            factors.gather(key, count)
+            factors.gather(head, key, count)
         with T.serial(shape.group) as g:
             _softmax(
                 plan,
-                (*at, g),
+                (head, run, g),
                 count=count,
                 scores=scores,
                 rescale=rescale,
@@ -123,11 +116,17 @@ def _attend(
                 factors=factors,
             )
         _accumulate(
-            operands.v_cache, plan, at, key=key, count=count, scores=scores, rescale=rescale
+            operands.v_cache,
+            plan,
+            (head, run),
+            key=key,
+            count=count,
+            scores=scores,
+            rescale=rescale,
         )
-    with T.serial(shape.group) as g:
-        total = horizontal_sums([T.Bind(load(totals, (g, 0), lanes))], lanes)
-        T.buffer_store(plan.total, total, [*at, g])
+    with T.grid(shape.kv_heads, shape.group) as (head, g):
+        total = horizontal_sums([T.Bind(load(totals, (head, g, 0), lanes))], lanes)
+        T.buffer_store(plan.total, total, [head, run, g])
 
 
 class _Factors:
@@ -138,35 +137,35 @@ class _Factors:
         of_values: Likewise.
     """
 
-    def __init__(self, operands: Operands, head: Expr) -> None:
+    def __init__(self, operands: Operands) -> None:
         """Emit the scratch."""
-        self._operands, self._head = operands, head
+        self._operands = operands
         self.of_keys = T.alloc_buffer((_KEYS,), "float32")
         self.of_values = T.alloc_buffer((_KEYS,), "float32")
 
-    def gather(self, key: Expr, count: Expr) -> None:
-        """Emit the scales of keys [key, key + count)."""
+    def gather(self, head: Expr, key: Expr, count: Expr) -> None:
+        """Emit the scales of keys [key, key + count) of a head."""
         k_scales, v_scales = self._operands.k_scales, self._operands.v_scales
         assert k_scales is not None, "an int8 cache has scales"
         assert v_scales is not None, "an int8 cache has scales"
         with T.serial(count) as j:
             for scales in (k_scales, v_scales):
-                prefetch(scales, (key + j + _KEYS, self._head, 0))
-            T.buffer_store(self.of_keys, k_scales[key + j, self._head, 0], [j])
-            T.buffer_store(self.of_values, v_scales[key + j, self._head, 0], [j])
+                prefetch(scales, (key + j + _KEYS, head, 0))
+            T.buffer_store(self.of_keys, k_scales[key + j, head, 0], [j])
+            T.buffer_store(self.of_values, v_scales[key + j, head, 0], [j])
 
 
-def _scaled_queries(operands: Operands, plan: _Plan, head: Expr) -> Buffer:
-    """Emit scale * q as [group, vectors, lanes], zero where a vector repeats the one before."""
-    group, lanes = plan.shape.group, plan.lanes
-    queries = T.alloc_buffer((group, plan.vectors, lanes), "float32")
+def _scaled_queries(operands: Operands, plan: _Plan) -> Buffer:
+    """Emit scale * q as [heads, vectors, lanes], zero where a vector repeats the one before."""
+    heads, lanes = plan.shape.heads, plan.lanes
+    queries = T.alloc_buffer((heads, plan.vectors, lanes), "float32")
     scale = splat(plan.shape.scale, lanes)
-    with T.serial(group) as g:
+    with T.serial(heads) as head:
         with T.serial(plan.vectors) as c:
-            query = load(operands.q, (0, head * group + g, plan.offset(c)), lanes)
-            store(queries, (g, c, 0), query * scale, lanes=lanes)
+            query = load(operands.q, (0, head, plan.offset(c)), lanes)
+            store(queries, (head, c, 0), query * scale, lanes=lanes)
         for i in range(plan.vectors * lanes - plan.shape.head_dim):
-            T.buffer_store(queries, splat(0.0, 1), [g, plan.vectors - 1, i])
+            T.buffer_store(queries, splat(0.0, 1), [head, plan.vectors - 1, i])
     return queries
 
 
@@ -188,14 +187,13 @@ def _score(
     with T.serial((count + (keys - 1)) // keys) as step:
         j = step * keys
         rows = [T.Bind(T.min(key + j + n, plan.shape.context - 1)) for n in range(keys)]
-        for n in range(keys):
-            _announce(cache, (key + j + (n + _AHEAD), head), 0, shape.head_dim)
+        _announce(cache, key + _KEYS, (head * _KEYS + j) * shape.head_dim, keys * shape.head_dim)
         sums = [[register(lanes) for _ in rows] for _ in range(group)]
         with T.serial(plan.vectors) as c:
             d = plan.offset(c)
             vectors = [T.Bind(load(cache, (row, head, d), lanes)) for row in rows]
             for g in range(group):
-                query = T.Bind(load(queries, (g, c, 0), lanes))
+                query = T.Bind(load(queries, (head * group + g, c, 0), lanes))
                 for n, vector in enumerate(vectors):
                     assign(sums[g][n], value_of(sums[g][n]) + query * vector)
         for g in range(group):
@@ -203,10 +201,12 @@ def _score(
             store(scores, (g, j), total, lanes=keys)
 
 
-def _announce(cache: Buffer, row: tuple[Expr, Expr], first: Expr | int, count: int) -> None:
-    """Emit prefetches of `count` elements of a head's row, which may lie behind the cache."""
+def _announce(cache: Buffer, key: Expr, first: Expr, count: int) -> None:
+    """Emit prefetches of `count` elements from the `first` of the rows that begin with `key`."""
+    width = int(cache.shape[1]) * int(cache.shape[2])
+    row, within = T.Bind(key + first // width), T.Bind(first % width)
     for offset in range(0, count, _LINE_BYTES // DataType(cache.dtype).itemsize):
-        prefetch(cache, (*row, first + offset))
+        prefetch(cache, (row, 0, within + offset))
 
 
 def _softmax(
@@ -240,7 +240,7 @@ def _softmax(
     factor = exp(T.Bind(before - after), 1)
     T.buffer_store(plan.largest, after, list(at))
     T.buffer_store(rescale, factor, [g])
-    total = register(lanes, value=load(totals, (g, 0), lanes) * splat(factor, lanes))
+    total = register(lanes, value=load(totals, (at[0], g, 0), lanes) * splat(factor, lanes))
     with T.serial(steps) as step:
         j = step * lanes
         weight = exp(T.Bind(load(scores, (g, j), lanes) - splat(after, lanes)), lanes)
@@ -248,7 +248,7 @@ def _softmax(
         if factors is not None:
             weight = weight * load(factors.of_values, (j,), lanes)
         store(scores, (g, j), weight, lanes=lanes)
-    store(totals, (g, 0), value_of(total), lanes=lanes)
+    store(totals, (at[0], g, 0), value_of(total), lanes=lanes)
 
 
 def _accumulate(
@@ -269,7 +269,8 @@ def _accumulate(
         offsets = [T.Bind(plan.offset(part * width + c)) for c in range(width)]
         sums = [[register(lanes) for _ in offsets] for _ in range(group)]
         with T.serial(count) as j:
-            _announce(cache, (key + j + _AHEAD, at[0]), part * (width * lanes), width * lanes)
+            place = (at[0] * _KEYS + j) * plan.shape.head_dim + part * (width * lanes)
+            _announce(cache, key + _KEYS, place, width * lanes)
             vectors = [T.Bind(load(cache, (key + j, at[0], d), lanes)) for d in offsets]
             for g in range(group):
                 weight = T.Bind(splat(scores[g, j], lanes))
@@ -288,9 +289,9 @@ def _join(operands: Operands, plan: _Plan) -> None:
     group, lanes = plan.shape.group, plan.lanes
     with T.grid(plan.shape.kv_heads, group) as (head, g):
         largest = T.Bind(plan.largest[head, 0, g])
-        for run in range(1, plan.runs):
+        for run in range(1, _RUNS):
             largest = T.Bind(T.max(largest, plan.largest[head, run, g]))
-        factors = [exp(T.Bind(plan.largest[head, run, g] - largest), 1) for run in range(plan.runs)]
+        factors = [exp(T.Bind(plan.largest[head, run, g] - largest), 1) for run in range(_RUNS)]
         total = splat(0.0, 1)
         for run, factor in enumerate(factors):
             total = total + plan.total[head, run, g] * factor
