@@ -12,6 +12,7 @@ parameter, or not transposed) is left to TVM.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import tvm
@@ -19,10 +20,11 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.llvm.features import CpuFeatures
-from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape
+from targets.llvm.kernel_calls import dtype_of, static_shape
 from targets.llvm.kernels.byte_products import EXACT_INPUTS
 from targets.llvm.kernels.integer_linear import integer_linear
 from targets.llvm.kernels.linear import linear
+from targets.llvm.row_kernels import RowKernels
 from targets.llvm.stored_operands import Codes, Operands, StoredMatrix, is_call
 
 
@@ -37,9 +39,10 @@ class _Product:
 
 @mutator
 class _LinearLowering(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, features: CpuFeatures) -> None:
+    def __init__(self, module: tvm.IRModule, features: CpuFeatures, kernels: RowKernels) -> None:
         super().__init__(module)
         self.features = features
+        self.kernels = kernels
         self.operands = Operands(self.lookup_binding)
         # result of a linear without bias -> its operands, until its bias is found
         self.products: dict[relax.Expr, _Product] = {}
@@ -102,11 +105,17 @@ class _LinearLowering(PyExprMutator):
         weight = product.weight
         outputs, inputs = static_shape(weight.values)
         if product.codes is not None:
-            kernel = integer_linear(
-                rows, outputs, inputs=inputs, has_bias=has_bias, features=self.features
+            build = partial(
+                integer_linear,
+                rows,
+                outputs,
+                inputs=inputs,
+                has_bias=has_bias,
+                features=self.features,
             )
-            return add_kernel(self.builder_, kernel, "integer_linear")
-        kernel = linear(
+            return self.kernels.add(self.builder_, build, "integer_linear")
+        build = partial(
+            linear,
             rows,
             outputs,
             inputs=inputs,
@@ -115,12 +124,17 @@ class _LinearLowering(PyExprMutator):
             features=self.features,
             group=weight.group,
         )
-        return add_kernel(self.builder_, kernel, "linear")
+        return self.kernels.add(self.builder_, build, "linear")
 
 
-def lower_linears(module: tvm.IRModule, features: CpuFeatures) -> tvm.IRModule:
-    """Rewrite `main`; what became dead is removed later by DeadCodeElimination."""
-    lowering = _LinearLowering(module, features)
+def lower_linears(
+    module: tvm.IRModule, features: CpuFeatures, kernels: RowKernels
+) -> tvm.IRModule:
+    """Rewrite `main`; what became dead is removed later by DeadCodeElimination.
+
+    Kernels are noted in `kernels`.
+    """
+    lowering = _LinearLowering(module, features, kernels)
     main = module.get_global_var("main")
     lowering.builder_.update_func(main, lowering.visit_expr(module["main"]))
     return lowering.builder_.get()

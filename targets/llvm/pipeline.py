@@ -26,7 +26,7 @@ def pipeline(
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLinears")
     def linears(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return lower_linears(lower_packed_linears(module, kernels), features)
+        return lower_linears(lower_packed_linears(module, kernels), features, kernels)
 
     @tvm.transform.module_pass(opt_level=0, name="ChooseForms")
     def forms(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:

@@ -23,7 +23,8 @@ from targets.llvm.kernels.dot_products import AHEAD, block_columns
 from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.linear import DOT_ROWS
 from targets.llvm.kernels.output_tile import Finish, added, scaled, store_outputs, store_tile
-from targets.llvm.kernels.register_tile import RowChunks, TileShape, tile_shape
+from targets.llvm.kernels.parallel_loop import limit_argument
+from targets.llvm.kernels.register_tile import RowChunks, TileShape, live_groups, tile_shape
 from targets.llvm.kernels.stored_weight import StoredWeight, index, weight_arguments
 from targets.llvm.kernels.vector_math import (
     horizontal_sums,
@@ -48,6 +49,7 @@ class _Operands:
     codes: Buffer
     scales: Buffer
     weight: StoredWeight
+    valid: Buffer | None
     y: Buffer
 
     @property
@@ -60,7 +62,13 @@ class _Operands:
 
 
 def integer_linear(
-    rows: int, outputs: int, *, inputs: int, has_bias: bool, features: CpuFeatures
+    rows: int,
+    outputs: int,
+    *,
+    inputs: int,
+    has_bias: bool,
+    features: CpuFeatures,
+    has_limit: bool = False,
 ) -> PrimFunc:
     """Build the product for static shapes.
 
@@ -70,11 +78,12 @@ def integer_linear(
         inputs: Columns of both, at most `EXACT_INPUTS`.
         has_bias: Whether a bias is added.
         features: What the code may use.
+        has_limit: Whether only the first `valid_length` rows are wanted.
 
     Returns:
         A scheduled function of codes [rows, inputs] int8, scales [rows] fp32, weight
-        [outputs, inputs] int8, scale [outputs] fp32, (bias [outputs] fp32,) y [rows, outputs] fp32.
-        Codes are within [-127, 127].
+        [outputs, inputs] int8, scale [outputs] fp32, (bias [outputs] fp32,)
+        (valid_length [1] int64,) y [rows, outputs] fp32. Codes are within [-127, 127].
     """
     assert inputs <= EXACT_INPUTS, f"{inputs} products may not fit int32"
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -84,8 +93,9 @@ def integer_linear(
         weight = weight_arguments(outputs, inputs, dtype="int8")
         assert weight.scale is not None
         bias = T.arg("bias", T.buffer((outputs,), "float32")) if has_bias else None
+        valid = limit_argument(has_limit)
         y = T.arg("y", T.buffer((rows, outputs), "float32"))
-        operands = _Operands(codes, scales, weight, y)
+        operands = _Operands(codes, scales, weight, valid, y)
         finish = scaled(weight.scale, added(y, bias, None))
         products = byte_products(features)
         if rows <= DOT_ROWS:
@@ -172,10 +182,14 @@ def _outer_products(
     units = -(-given.inputs // products.depth)
     panels = T.alloc_buffer((groups, units, products.step), products.left_dtype)
     factors = T.alloc_buffer((groups * tile.lanes,), "float32")
-    with T.parallel(groups) as group:
+    live = live_groups(given.rows, tile.lanes, given.valid)
+    with T.parallel(live) as group:
         _transpose_rows(given, panels, factors, group, products=products)
     chunks = RowChunks(
-        groups, tile, tiles=max(_CHUNK_BYTES // (units * products.step * tile.vectors), 1)
+        groups,
+        tile,
+        tiles=max(_CHUNK_BYTES // (units * products.step * tile.vectors), 1),
+        live=live,
     )
     padded = -(-given.inputs // products.step) * products.step
     with (

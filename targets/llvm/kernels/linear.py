@@ -16,6 +16,7 @@ from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.dot_products import dot_products
 from targets.llvm.kernels.kernel_function import begin, finished
 from targets.llvm.kernels.outer_products import outer_products
+from targets.llvm.kernels.parallel_loop import limit_argument
 from targets.llvm.kernels.register_tile import tile_shape
 from targets.llvm.kernels.stored_weight import weight_arguments
 
@@ -31,6 +32,7 @@ def linear(
     has_bias: bool,
     features: CpuFeatures,
     group: int = 0,
+    has_limit: bool = False,
 ) -> PrimFunc:
     """Build the product for static shapes.
 
@@ -42,19 +44,22 @@ def linear(
         has_bias: Whether a bias is added.
         features: What the code may use.
         group: Of an int8 weight: inputs that share a scale, a divisor of their number; 0 for all.
+        has_limit: Whether only the first `valid_length` rows are wanted.
 
     Returns:
         A scheduled function of x [rows, inputs] fp32, weight [outputs, inputs], (scale [outputs] or
-        [outputs, inputs / group] fp32, with int8,) (bias [outputs] fp32,) y [rows, outputs] fp32.
+        [outputs, inputs / group] fp32, with int8,) (bias [outputs] fp32,)
+        (valid_length [1] int64,) y [rows, outputs] fp32.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("linear")
         x = T.arg("x", T.buffer((rows, inputs), "float32"))
         weight = weight_arguments(outputs, inputs, dtype=weight_dtype, group=group)
         bias = T.arg("bias", T.buffer((outputs,), "float32")) if has_bias else None
+        valid = limit_argument(has_limit)
         y = T.arg("y", T.buffer((rows, outputs), "float32"))
         if rows <= DOT_ROWS:
             dot_products(x, weight, bias, y, features=features)
         else:
-            outer_products(x, weight, bias, y, tile=tile_shape(features))
+            outer_products(x, weight, bias, y, tile=tile_shape(features), valid=valid)
     return finished(builder)

@@ -17,11 +17,12 @@ from targets.llvm.kernels.output_tile import added, store_tile
 from targets.llvm.kernels.register_tile import (
     RowChunks,
     TileShape,
+    live_groups,
     multiply_accumulate,
     zeros,
 )
 from targets.llvm.kernels.stored_weight import StoredWeight, index
-from targets.llvm.kernels.vector_math import load, store, transposed, value_of
+from targets.llvm.kernels.vector_math import load, prefetch, store, transposed, value_of
 
 # The panel of widened weights: 32 KiB of fp32 leaves a third of a 48 KiB L1 to x and y.
 _PANEL_FLOATS = 8 * 1024
@@ -31,17 +32,27 @@ _UNROLL = 4
 
 
 def outer_products(
-    x: Buffer, weight: StoredWeight, bias: Buffer | None, y: Buffer, *, tile: TileShape
+    x: Buffer,
+    weight: StoredWeight,
+    bias: Buffer | None,
+    y: Buffer,
+    *,
+    tile: TileShape,
+    valid: Buffer | None,
 ) -> None:
-    """Emit y = x @ weight.T + bias for any number of rows of x."""
+    """Emit y = x @ weight.T + bias for any number of rows of x, or the first `valid`."""
     rows, inputs = (int(extent) for extent in x.shape)
     groups = -(-rows // tile.lanes)
     panels = T.alloc_buffer((groups, inputs, tile.lanes), "float32")
-    with T.parallel(groups) as group:
+    live = live_groups(rows, tile.lanes, valid)
+    with T.parallel(live) as group:
         _transpose_rows(x, panels, group, lanes=tile.lanes)
     depth = _panel_depth(inputs, tile)
     chunks = RowChunks(
-        groups, tile, tiles=max(_CHUNK_FLOATS // (depth * tile.lanes * tile.vectors), 1)
+        groups,
+        tile,
+        tiles=max(_CHUNK_FLOATS // (depth * tile.lanes * tile.vectors), 1),
+        live=live,
     )
     # Outside in: rows of x and a stretch of inputs that fit L2, then outputs, then a tile's rows.
     with T.grid(chunks.count, -(-inputs // depth)) as (chunk, stretch):
@@ -53,6 +64,7 @@ def outer_products(
             _widen_panel(weight, panel, first, start=start, length=length, lanes=tile.lanes)
 
             def pass_rows(group: Expr | int, vectors: int) -> None:
+                _ask_for_outputs(y, group * tile.lanes, first, count=vectors * tile.lanes)
                 sums = zeros(vectors, tile.columns, tile.lanes)
                 multiply_accumulate(
                     sums,
@@ -71,6 +83,14 @@ def outer_products(
                     )
 
             chunks.each_tile(chunk, pass_rows)
+
+
+def _ask_for_outputs(y: Buffer, row: Expr | int, first: Expr, *, count: int) -> None:
+    """Emit hints for the lines that a tile's sums go to, while they are not there yet."""
+    rows, outputs = (int(extent) for extent in y.shape)
+    with T.serial(count) as i:
+        at = (T.min(row + i, rows - 1), T.min(first, outputs - 1))
+        prefetch(y, at, is_written=True)
 
 
 def _panel_depth(inputs: int, tile: TileShape) -> int:

@@ -10,11 +10,13 @@ no sum ever crosses a vector) and b[n][k] is one fp32 number, broadcast to all l
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
 from targets.llvm.features import CpuFeatures
+from targets.llvm.kernels.parallel_loop import limited
 from targets.llvm.kernels.vector_math import assign, register, splat, value_of
 
 
@@ -74,11 +76,13 @@ class RowChunks:
         groups: Groups of rows.
         tile: Its vectors are the groups of one tile.
         tiles: Whole tiles of one chunk.
+        live: Groups with a row that is wanted; the rest are passed by.
     """
 
     groups: int
     tile: TileShape
     tiles: int
+    live: Expr | int
 
     @property
     def count(self) -> int:
@@ -91,8 +95,17 @@ class RowChunks:
         whole = self.groups // vectors
         if whole > 0:
             done = chunk * self.tiles
-            with T.serial(T.min(self.tiles, whole - done)) as step:
+            wanted = T.min(T.floordiv(self.live + (vectors - 1), vectors), whole)
+            with T.serial(T.max(T.min(self.tiles, wanted - done), 0)) as step:
                 emit((done + step) * vectors, vectors)
         if self.groups % vectors != 0:
-            with T.If(chunk == self.count - 1), T.Then():
+            is_wanted = tirx.And(chunk == self.count - 1, self.live > whole * vectors)
+            with T.If(is_wanted), T.Then():
                 emit(whole * vectors, self.groups % vectors)
+
+
+def live_groups(rows: int, lanes: int, valid: Buffer | None) -> Expr | int:
+    """Emit how many groups of `lanes` rows have one that is wanted."""
+    if valid is None:
+        return -(-rows // lanes)
+    return T.Bind(T.floordiv(limited(rows, valid) + (lanes - 1), lanes))
