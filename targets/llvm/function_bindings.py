@@ -40,7 +40,7 @@ class Bindings:
         return value
 
     def only_reader(self, variable: relax.Var) -> relax.Var | None:
-        """The variable whose value reads it, where there is just one; aliases are looked through."""
+        """The variable whose value reads it, where there is just one."""
         readers = self._readers.get(variable, [])
         if len(readers) != 1 or readers[0] is variable:
             return None

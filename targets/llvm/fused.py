@@ -6,6 +6,7 @@ from math import prod
 
 from tvm import relax
 from tvm.ir import GlobalVar
+from tvm.relax.op.op_attrs import PermuteDimsAttrs
 
 from compiler.relax import AttributeValue, FusedConverter
 from compiler.relax.cache_writes import QUANTIZED_CACHE_UPDATE
@@ -30,15 +31,16 @@ def _bound(builder: relax.BlockBuilder, value: relax.Expr) -> relax.Var:
     return value if isinstance(value, relax.Var) else builder.emit(value)
 
 
-def fused_converters(features: CpuFeatures, kernels: RowKernels) -> dict[str, FusedConverter]:
-    """Operator name -> converter, for this CPU level; kernels over rows are noted in `kernels`."""
+def fused_converters(kernels: RowKernels) -> dict[str, FusedConverter]:
+    """Operator name -> converter; kernels over rows are noted in `kernels`."""
+    features = kernels.features
     return {
         "CacheUpdate": partial(_cache_update, features=features),
         "FusedAttention": partial(_attention, features=features),
-        "FusedRMSNorm": partial(_rms_norm, features=features, kernels=kernels),
-        "FusedRotary": partial(_rotary, features=features, kernels=kernels),
-        "FusedSiluMul": partial(_silu_mul, features=features, kernels=kernels),
-        "QuantizedTokens": partial(_quantized_tokens, features=features, kernels=kernels),
+        "FusedRMSNorm": partial(_rms_norm, kernels=kernels),
+        "FusedRotary": partial(_rotary, kernels=kernels),
+        "FusedSiluMul": partial(_silu_mul, kernels=kernels),
+        "QuantizedTokens": partial(_quantized_tokens, kernels=kernels),
         QUANTIZED_CACHE_UPDATE: partial(_quantized_cache_update, features=features),
         "WidenedCache": _widened_cache,
     }
@@ -187,7 +189,6 @@ def _rms_norm(
     inputs: Sequence[relax.Expr],
     attributes: Attributes,
     *,
-    features: CpuFeatures,
     kernels: RowKernels,
 ) -> relax.Expr:
     """FusedRMSNorm(x[.., H], weight[H]) over rows."""
@@ -195,7 +196,7 @@ def _rms_norm(
     *batch, hidden = static_shape(x)
     epsilon = attributes["epsilon"]
     assert isinstance(epsilon, float), f"epsilon is {epsilon!r}"
-    build = partial(rms_norm, prod(batch), hidden, epsilon=epsilon, features=features)
+    build = partial(rms_norm, prod(batch), hidden, epsilon=epsilon, features=kernels.features)
     name = kernels.add(builder, build, "rms_norm")
     return _by_rows(builder, name, [x], [weight])
 
@@ -205,15 +206,14 @@ def _rotary(
     inputs: Sequence[relax.Expr],
     attributes: Attributes,
     *,
-    features: CpuFeatures,
     kernels: RowKernels,
 ) -> relax.Expr:
-    """FusedRotary(x[1, H, T, d], cos, sin) with an angle for each token; else by TVM's operators."""
+    """FusedRotary(x[1, H, T, d], cos, sin); without an angle for each token by TVM's operators."""
     x, cos, sin = (_bound(builder, value) for value in inputs)
     _, heads, tokens, head_dim = static_shape(x)
     if any(prod(static_shape(one)) != tokens * head_dim for one in (cos, sin)):
         return _turned(builder, x, cos, sin)
-    build = partial(rotary, tokens, heads, head_dim=head_dim, features=features)
+    build = partial(rotary, tokens, heads, head_dim=head_dim, features=kernels.features)
     rows = builder.emit(relax.op.reshape(by_token(builder, x), [tokens, heads, head_dim]))
     angles = [builder.emit(relax.op.reshape(one, [tokens, head_dim])) for one in (cos, sin)]
     out_ty = relax.TensorType([tokens, heads, head_dim], "float32")
@@ -226,20 +226,24 @@ def _rotary(
 def _turned(
     builder: relax.BlockBuilder, x: relax.Expr, cos: relax.Expr, sin: relax.Expr
 ) -> relax.Expr:
-    half = static_shape(x)[-1] // 2
-    first, second = (
-        builder.emit(relax.op.strided_slice(x, [3], [start], [start + half])) for start in (0, half)
-    )
+    halves = builder.emit(relax.op.split(x, 2, axis=3))
+    first, second = (builder.emit(relax.TupleGetItem(halves, i)) for i in range(2))
     negated = builder.emit(relax.op.negative(second))
     turned = builder.emit(relax.op.concat([negated, first], axis=3))
     straight = builder.emit(relax.op.multiply(x, cos))
     return relax.op.add(straight, builder.emit(relax.op.multiply(turned, sin)))
 
 
+def _axes(call: relax.Call) -> tuple[int, ...]:
+    assert isinstance(call.attrs, PermuteDimsAttrs)
+    # TVM fills `axes` from C++.
+    return tuple(map(int, call.attrs.axes))  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def by_token(builder: relax.BlockBuilder, heads: relax.Expr) -> relax.Expr:
     """[1, H, T, d] -> [1, T, H, d]: where a permutation made it, what that was made from."""
     made = builder.lookup_binding(heads) if isinstance(heads, relax.Var) else None
-    if is_call(made, "permute_dims") and [int(a) for a in made.attrs.axes] == [0, 2, 1, 3]:
+    if is_call(made, "permute_dims") and _axes(made) == (0, 2, 1, 3):
         return made.args[0]
     return builder.emit(relax.op.permute_dims(heads, [0, 2, 1, 3]))
 
@@ -249,7 +253,6 @@ def _silu_mul(
     inputs: Sequence[relax.Expr],
     _attributes: Attributes,
     *,
-    features: CpuFeatures,
     kernels: RowKernels,
 ) -> relax.Expr:
     """FusedSiluMul(gate, up); where `up` broadcasts, by TVM's own operators."""
@@ -258,7 +261,7 @@ def _silu_mul(
         silu = relax.op.multiply(gate, relax.op.sigmoid(gate))
         return relax.op.multiply(silu, up)
     *batch, width = static_shape(gate)
-    build = partial(silu_mul, prod(batch), width, features=features)
+    build = partial(silu_mul, prod(batch), width, features=kernels.features)
     name = kernels.add(builder, build, "silu_mul")
     return _by_rows(builder, name, [gate, up], [])
 
@@ -268,14 +271,13 @@ def _quantized_tokens(
     inputs: Sequence[relax.Expr],
     _attributes: Attributes,
     *,
-    features: CpuFeatures,
     kernels: RowKernels,
 ) -> relax.Expr:
     """QuantizedTokens(x[1, T, K]): codes and scales, widened for whoever wants floats."""
     (x,) = (_bound(builder, value) for value in inputs)
     *batch, width = static_shape(x)
     rows = prod(batch)
-    build = partial(quantize_tokens, rows, width, features=features)
+    build = partial(quantize_tokens, rows, width, features=kernels.features)
     name = kernels.add(builder, build, "quantize_tokens")
     out_ty = [relax.TensorType([rows, width], "int8"), relax.TensorType([rows], "float32")]
     flat = builder.emit(relax.op.reshape(x, [rows, width]))

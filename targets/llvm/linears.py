@@ -19,7 +19,6 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from targets.llvm.features import CpuFeatures
 from targets.llvm.kernel_calls import dtype_of, static_shape
 from targets.llvm.kernels.byte_products import EXACT_INPUTS
 from targets.llvm.kernels.integer_linear import integer_linear
@@ -39,9 +38,8 @@ class _Product:
 
 @mutator
 class _LinearLowering(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, features: CpuFeatures, kernels: RowKernels) -> None:
+    def __init__(self, module: tvm.IRModule, kernels: RowKernels) -> None:
         super().__init__(module)
-        self.features = features
         self.kernels = kernels
         self.operands = Operands(self.lookup_binding)
         # result of a linear without bias -> its operands, until its bias is found
@@ -111,7 +109,7 @@ class _LinearLowering(PyExprMutator):
                 outputs,
                 inputs=inputs,
                 has_bias=has_bias,
-                features=self.features,
+                features=self.kernels.features,
             )
             return self.kernels.add(self.builder_, build, "integer_linear")
         build = partial(
@@ -121,20 +119,18 @@ class _LinearLowering(PyExprMutator):
             inputs=inputs,
             weight_dtype=dtype_of(weight.values),
             has_bias=has_bias,
-            features=self.features,
+            features=self.kernels.features,
             group=weight.group,
         )
         return self.kernels.add(self.builder_, build, "linear")
 
 
-def lower_linears(
-    module: tvm.IRModule, features: CpuFeatures, kernels: RowKernels
-) -> tvm.IRModule:
+def lower_linears(module: tvm.IRModule, kernels: RowKernels) -> tvm.IRModule:
     """Rewrite `main`; what became dead is removed later by DeadCodeElimination.
 
     Kernels are noted in `kernels`.
     """
-    lowering = _LinearLowering(module, features, kernels)
+    lowering = _LinearLowering(module, kernels)
     main = module.get_global_var("main")
     lowering.builder_.update_func(main, lowering.visit_expr(module["main"]))
     return lowering.builder_.get()

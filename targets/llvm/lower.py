@@ -22,12 +22,12 @@ def write_library(program: Program, library: Path, *, features: CpuFeatures, thr
     from targets.llvm.pipeline import pipeline
     from targets.llvm.row_kernels import RowKernels
 
-    kernels = RowKernels()
-    fused = {**fused_converters(features, kernels), **collective_converters()}
+    kernels = RowKernels(features)
+    fused = {**fused_converters(kernels), **collective_converters()}
     module = relax_from_program(join_cache_writes(program), fused=fused)
     executable = tvm.compile(
         module,
         target=tvm.target.Target(llvm_target(features, threads=threads)),
-        relax_pipeline=pipeline(features, kernels, threads=threads),
+        relax_pipeline=pipeline(kernels, threads=threads),
     )
     executable.export_library(str(library), fcompile=link_shared)

@@ -23,8 +23,8 @@ the same kernel, norms and attention that were not fused.
 Taps come in the order of the kernels, inputs before a kernel runs and outputs after it, so k_rot
 stands before q_rot. A value that an observer puts in place is written where it lies, or rounded to
 codes again; where the kernel that made it has read it already, as the norm of a sum has, the kernel
-runs again. The residual's next sum must read it there too: where a norm reads a copy (`cast-dtype`),
-replacing is refused.
+runs again. The residual's next sum must read it there too: where a norm reads a copy, as with
+`cast-dtype`, replacing is refused.
 """
 
 import re
@@ -207,7 +207,10 @@ class Instrument:
         with self._raised.kept():
             tensors = [argument for argument in arguments if isinstance(argument, self._tensor)]
             stem = name.rstrip("0123456789")
-            if stem in ("integer_linear", "packed_linear", "gated_linear") and str(tensors[0].dtype) == "int8":
+            if (
+                stem in ("integer_linear", "packed_linear", "gated_linear")
+                and str(tensors[0].dtype) == "int8"
+            ):
                 # As `linear` has them: (x, weight, ..), without the scales of x.
                 del tensors[1]
             if stem in ("packed_linear", "add_rms_norm") and not is_before:

@@ -6,8 +6,8 @@
     take(unpacked(P), ids)  ->  call_tir(packed_rows, [P, ids])
 
 where unpacked(P) is strided_slice(reshape(permute_dims(P))), what UnpackedWeight was inlined to. x
-may be astype(astype(x, bfloat16), float32), which the tiles take as it is meant, or dequantize(codes,
-scales). q, k and v keep results of their own, and so do gate and up.
+may be astype(astype(x, bfloat16), float32), which the tiles take as it is meant, or
+dequantize(codes, scales). q, k and v keep results of their own, and so do gate and up.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def _groups(bindings: Bindings) -> dict[relax.Expr, _Group]:
 def _multiplied(
     x: relax.Expr, weight: PackedOperand, operands: Operands
 ) -> tuple[relax.Expr, Codes | None, bool]:
-    """x before it was rounded, its codes, and whether it is rounded to bfloat16."""
+    """X before it was rounded, its codes, and whether it is rounded to bfloat16."""
     if weight.dtype == "int8":
         return x, operands.codes(x), False
     before = operands.before_rounding(x)
@@ -95,9 +95,9 @@ def _with_bias(
         return product, None
     for summand, bias in (tuple(found.args), tuple(found.args)[::-1]):
         is_parameter = isinstance(bias, relax.Var) and bindings.value(bias) is None
-        if summand is variable or (isinstance(summand, relax.Var) and summand.same_as(variable)):
-            if is_parameter and static_shape(bias) == (weight.outputs,):
-                return found, bias
+        is_ours = isinstance(summand, relax.Var) and summand.same_as(variable)
+        if is_ours and is_parameter and static_shape(bias) == (weight.outputs,):
+            return found, bias
     return product, None
 
 
@@ -166,9 +166,7 @@ class _PackedLowering(PyExprMutator):
         )
         shape = static_shape(group.x)[:-1]
         return [
-            self.builder_.emit(
-                relax.op.reshape(one, [*shape, product.weight.outputs])
-            )
+            self.builder_.emit(relax.op.reshape(one, [*shape, product.weight.outputs]))
             for one, product in zip(self._parts(found, len(types)), group.products, strict=True)
         ]
 
@@ -179,9 +177,7 @@ class _PackedLowering(PyExprMutator):
 
     def _rows(self, table: PackedOperand, ids: relax.Expr) -> relax.Expr:
         shape = static_shape(ids)
-        kernel = packed_rows(
-            prod(shape), table.outputs, inputs=table.inputs, dtype=table.dtype
-        )
+        kernel = packed_rows(prod(shape), table.outputs, inputs=table.inputs, dtype=table.dtype)
         flat = self.builder_.emit(relax.op.reshape(ids, [prod(shape)]))
         rows = self.builder_.emit(
             relax.call_tir(

@@ -10,7 +10,6 @@ import tvm
 from tvm import relax
 
 from compiler.relax.phases import executable_calls, fused_kernels
-from targets.llvm.features import CpuFeatures
 from targets.llvm.kernels.default_schedule import schedule_rest
 from targets.llvm.linears import lower_linears
 from targets.llvm.packed_linears import lower_packed_linears
@@ -19,14 +18,12 @@ from targets.llvm.row_kernels import RowKernels, choose_forms
 ModulePass = Callable[[tvm.IRModule, tvm.transform.PassContext], tvm.IRModule]
 
 
-def pipeline(
-    features: CpuFeatures, kernels: RowKernels, *, threads: int
-) -> tvm.transform.Pass:
+def pipeline(kernels: RowKernels, *, threads: int) -> tvm.transform.Pass:
     """The whole lowering, for `tvm.compile(relax_pipeline=...)`."""
 
     @tvm.transform.module_pass(opt_level=0, name="LowerLinears")
     def linears(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return lower_linears(lower_packed_linears(module, kernels), features, kernels)
+        return lower_linears(lower_packed_linears(module, kernels), kernels)
 
     @tvm.transform.module_pass(opt_level=0, name="ChooseForms")
     def forms(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
@@ -34,7 +31,7 @@ def pipeline(
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
     def schedule(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return schedule_rest(module, features=features, threads=threads)
+        return schedule_rest(module, features=kernels.features, threads=threads)
 
     return tvm.transform.Sequential(
         [

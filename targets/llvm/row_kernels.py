@@ -8,15 +8,15 @@ A converter sees one node, and asks for the plain form; what stands around it is
 the graph is there.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import tvm
 from tvm import relax
-from tvm.ir import GlobalVar, Op
+from tvm.ir import GlobalVar, Op, TupleType
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.tirx import PrimFunc
 
+from targets.llvm.features import CpuFeatures
 from targets.llvm.function_bindings import Bindings, only_main
 from targets.llvm.kernel_calls import add_kernel, dtype_of, static_shape, tensor_type
 from targets.llvm.row_limit import row_limit
@@ -25,18 +25,19 @@ from targets.llvm.stored_operands import is_call
 _NORM, _ACTIVATION, _PRODUCT = "rms_norm", "silu_mul", "packed_linear"
 
 
-class KernelForm(Protocol):
-    """Builds one kernel in a form that it has."""
-
-    def __call__(self, **form: bool) -> PrimFunc:
-        """The plain form; or `has_limit`; of a norm `has_addend`; of a product `is_gated`."""
-        ...
+# Builds one kernel: plain, or with `has_limit`; of a norm `has_addend`; of a product `is_gated`.
+KernelForm = Callable[..., PrimFunc]
 
 
 class RowKernels:
-    """The kernels over rows that a module calls, and how to build their other forms."""
+    """The kernels over rows that a module calls, and how to build their other forms.
 
-    def __init__(self) -> None:
+    Attributes:
+        features: What their code may use.
+    """
+
+    def __init__(self, features: CpuFeatures) -> None:
+        self.features = features
         self._forms: dict[str, tuple[str, KernelForm]] = {}
 
     def add(self, builder: relax.BlockBuilder, build: KernelForm, name: str) -> GlobalVar:
@@ -64,6 +65,14 @@ def _arguments(call: relax.Call) -> list[relax.Expr]:
     fields = call.args[1]
     assert isinstance(fields, relax.Tuple)
     return list(fields.fields)
+
+
+def _results(call: relax.Call) -> int:
+    """How many tensors a kernel leaves."""
+    if not isinstance(call.ty, TupleType):
+        return 1
+    # TVM fills `fields` from C++.
+    return len(call.ty.fields)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _sums_before_norms(bindings: Bindings, kernels: RowKernels) -> dict[relax.Expr, relax.Call]:
@@ -99,7 +108,7 @@ def _gated_products(bindings: Bindings, kernels: RowKernels) -> dict[relax.Expr,
         is_pair = name == _PRODUCT and (gate.index, up.index) == (0, 1)
         if is_pair and up.tuple_value.same_as(gate.tuple_value):
             assert isinstance(product, relax.Call)
-            if isinstance(product.ty, relax.TupleType) and len(product.ty.fields) == 2:
+            if _results(product) == 2:
                 found[value] = product
     return found
 

@@ -34,7 +34,7 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class PackedOperand:
-    """A packed parameter of bfloat16 or int8, [outputs, inputs] before; int8 has scales [outputs]."""
+    """A packed parameter, [outputs, inputs] before it was; int8 has scales [outputs]."""
 
     values: relax.Expr
     outputs: int

@@ -61,9 +61,7 @@ def store_sums(
                 T.buffer_store(y, value, [m, first + n])
 
 
-def _scaled(
-    weight: PackedWeight, value: Expr, n: Expr, *, lanes: int, factor: Expr | None
-) -> Expr:
+def _scaled(weight: PackedWeight, value: Expr, n: Expr, *, lanes: int, factor: Expr | None) -> Expr:
     if weight.scale is not None:
         assert factor is not None, "an int8 weight needs the scale of x"
         value = value * (load(weight.scale, (n,), lanes) * splat(factor, lanes))

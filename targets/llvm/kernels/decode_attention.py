@@ -3,8 +3,9 @@
 A run takes a block of keys of all heads before the next: caches hold a token's heads side by side,
 so that they are read as they lie, and the next block is asked for meanwhile. It leaves a partial
 result of each head (largest score, sum of weights, weighted sum of V), and a last loop joins the
-runs. The queries of a group share every load of K and V. A head_dim that is not a multiple of the lanes ends in a vector that overlaps the one before:
-its repeated lanes are zero in q, and computed twice, equally, in the output.
+runs. The queries of a group share every load of K and V. A head_dim that is not a multiple of the
+lanes ends in a vector that overlaps the one before: its repeated lanes are zero in q, and computed
+twice, equally, in the output.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.

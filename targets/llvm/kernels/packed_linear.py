@@ -1,7 +1,8 @@
 """y = x @ weight.T + bias for one or several packed weights over one x, on CPUs with AMX.
 
-A row goes by `row_linear`, many by `tile_linear`. Several weights (q, k and v; gate and up) share the
-layout of x and one launch of the threads, and keep results of their own.
+A row goes by `row_linear`, many by `tile_linear`. Several weights (q, k and v; gate and up) share
+the layout of x and one launch of the threads; they keep results of their own, or gate and up give
+their activation.
 """
 
 # TVM annotates its shapes without plain integers.

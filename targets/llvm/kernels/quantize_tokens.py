@@ -25,7 +25,8 @@ def quantize_tokens(
         has_limit: Whether only the first `valid_length` rows are wanted.
 
     Returns:
-        A scheduled function of x [rows, width] fp32, (valid_length [1] int64,) codes [rows, width] int8, scales [rows] fp32.
+        A scheduled function of x [rows, width] fp32, (valid_length [1] int64,)
+        codes [rows, width] int8, scales [rows] fp32.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         begin("quantize_tokens")
@@ -34,9 +35,10 @@ def quantize_tokens(
         codes = T.arg("codes", T.buffer((rows, width), "int8"))
         scales = T.arg("scales", T.buffer((rows,), "float32"))
         # RewriteDataflowReshape looks for a block in every function of one input.
-        with T.sblock("root"), parallel_or_serial(
-            limited(rows, valid), elements=rows * width
-        ) as row:
+        with (
+            T.sblock("root"),
+            parallel_or_serial(limited(rows, valid), elements=rows * width) as row,
+        ):
             scale = round_row(x, (row,), codes, (row,), lanes=features.lanes)
             T.buffer_store(scales, scale, [row])
     return finished(builder)

@@ -41,18 +41,18 @@ def rotary(
         valid = limit_argument(has_limit)
         y = T.arg("y", T.buffer((tokens, heads, head_dim), "float32"))
         elements = tokens * heads * head_dim
-        with parallel_or_serial(limited(tokens, valid), elements=elements) as row:
-            with T.serial(heads) as head:
+        rows = parallel_or_serial(limited(tokens, valid), elements=elements)
+        with rows as row, T.serial(heads) as head:
 
-                def turn(d: Expr | int, lanes: int) -> None:
-                    first, second = (
-                        T.Bind(load(x, (row, head, start + d), lanes)) for start in (0, half)
-                    )
-                    negated = splat(0.0, lanes) - second
-                    for start, straight, crossed in ((0, first, negated), (half, second, first)):
-                        value = straight * load(cos, (row, start + d), lanes)
-                        value = value + crossed * load(sin, (row, start + d), lanes)
-                        store(y, (row, head, start + d), value, lanes=lanes)
+            def turn(d: Expr | int, lanes: int) -> None:
+                first, second = (
+                    T.Bind(load(x, (row, head, start + d), lanes)) for start in (0, half)
+                )
+                negated = splat(0.0, lanes) - second
+                for start, straight, crossed in ((0, first, negated), (half, second, first)):
+                    value = straight * load(cos, (row, start + d), lanes)
+                    value = value + crossed * load(sin, (row, start + d), lanes)
+                    store(y, (row, head, start + d), value, lanes=lanes)
 
-                each_vector(half, features.lanes, turn)
+            each_vector(half, features.lanes, turn)
     return finished(builder)

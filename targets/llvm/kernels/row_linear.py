@@ -1,16 +1,18 @@
 """The product of a row (decode): blocks of 32 outputs, lanes along the outputs, at memory's speed.
 
 A weight's stream is read once, in order. bfloat16 is widened by a shift and a mask, two inputs to a
-vector, and multiplied by x in fp32. int8 is multiplied by the bytes of x in fixed point (`vpdpbusd`,
-64 codes an instruction): x = scale * (2^16 b2 + 2^8 b1 + b0 - 2^23) with the scale absmax /
-(2^23 - 16), as precise as fp32 for the row's largest entries, with sums that are exact. Codes of a rounded x
-are one byte.
+vector, and multiplied by x in fp32. int8 is multiplied by the bytes of x in fixed point, 64 codes
+an instruction (`vpdpbusd`): x = scale * (2^16 b2 + 2^8 b1 + b0 - 2^23) with the scale absmax /
+(2^23 - 16), as precise as fp32 for a row's largest entries, and with sums that are exact. Codes of
+a rounded x are one byte.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -69,8 +71,11 @@ class _FloatRows:
             return
         self.x = T.alloc_buffer((rows, padded), "float32")
         with T.serial(rows) as m:
-            each_vector(inputs, TILE, lambda k, lanes: (
-                store(self.x, (m, k), load(x, (m, k), lanes), lanes=lanes)))
+            each_vector(
+                inputs,
+                TILE,
+                lambda k, lanes: store(self.x, (m, k), load(x, (m, k), lanes), lanes=lanes),
+            )
             for k in range(inputs, padded):
                 T.buffer_store(self.x, tirx.const(0.0, "float32"), [m, k])
 
@@ -110,7 +115,7 @@ class _FloatRows:
                             factor = splat(self.x[row, at], TILE)
                             assign(total, value_of(total) + pair * factor)
         return [
-            [T.Bind(sum(map(value_of, parts[1:]), value_of(parts[0]))) for parts in tiles]
+            [T.Bind(reduce(add, [value_of(part) for part in parts])) for parts in tiles]
             for tiles in sums
         ]
 
@@ -136,6 +141,7 @@ class _ByteRow:
         if given is not None:
             self.scale = given[0]
             offset = tirx.const(-128, "int8")
+
             def write(k: Expr | int, lanes: int) -> None:
                 codes = x[0, slice_of(k, lanes)] ^ splat(offset, lanes)
                 store(self.bytes, (0, k), T.reinterpret(typed("uint8", lanes), codes), lanes=lanes)

@@ -14,9 +14,7 @@ from targets.llvm.kernels.parallel_loop import limit_argument, limited, parallel
 from targets.llvm.kernels.vector_math import each_vector, exp, load, splat, store
 
 
-def silu_mul(
-    rows: int, width: int, *, features: CpuFeatures, has_limit: bool = False
-) -> PrimFunc:
+def silu_mul(rows: int, width: int, *, features: CpuFeatures, has_limit: bool = False) -> PrimFunc:
     """Build the activation for static shapes.
 
     Args:

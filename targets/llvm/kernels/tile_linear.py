@@ -2,7 +2,7 @@
 
 Runs of rows whose panels fit L2 are laid out for the tiles (`tile_operand`); then each thread takes
 blocks of 32 outputs and passes all rows of the run over a block. Weights are read once a run, in
-the order in which they lie. Rows past `valid_length` are left as they are, up to the end of a group.
+the order in which they lie. Groups past `valid_length` are left as they are.
 """
 
 # TVM annotates its expressions without their operators, and index lists without plain integers.
@@ -47,9 +47,7 @@ def tile_products(operand: TileOperand, results: Sequence[Result], *, valid: Buf
             each_block(results, block)
 
 
-def _block(
-    operand: TileOperand, result: Result, block: Expr, *, first: Expr, count: Expr
-) -> None:
+def _block(operand: TileOperand, result: Result, block: Expr, *, first: Expr, count: Expr) -> None:
     """Emit all rows of a run times one block of outputs."""
     kind = "float32" if result.weights[0].dtype == "bfloat16" else "int32"
     sums = T.alloc_buffer((len(result.weights), 2, 2, TILE, TILE), kind)
@@ -134,7 +132,5 @@ def _total(sums: Buffer, at: tuple[int, int, int, Expr], *, is_fixed: bool) -> E
     wide = typed("float32", TILE)
     if not is_fixed:
         return T.cast(sums[number, half, tile, i, slice_of(0, TILE)], wide)
-    high, low = (
-        T.cast(sums[number, part, tile, i, slice_of(0, TILE)], wide) for part in range(2)
-    )
+    high, low = (T.cast(sums[number, part, tile, i, slice_of(0, TILE)], wide) for part in range(2))
     return high * splat(256.0, TILE) + low

@@ -96,8 +96,14 @@ class TileOperand:
             k = step * wide + at
             store(self.panel, (group, step, i // ROWS, i % ROWS, at), part(k, count), lanes=count)
 
-        self._each_part(wide, lanes, write, lambda step, at: T.buffer_store(
-            self.panel, zero, [group, step, i // ROWS, i % ROWS, at]))
+        self._each_part(
+            wide,
+            lanes,
+            write,
+            lambda step, at: T.buffer_store(
+                self.panel, zero, [group, step, i // ROWS, i % ROWS, at]
+            ),
+        )
 
     def _fixed_row(self, group: Expr, i: Expr, row: Expr) -> None:
         """Emit one row's two bytes, and its scale."""

@@ -10,12 +10,13 @@ from compiler.relax import relax_from_program
 from targets.llvm.features import from_names
 from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import static_shape
+from targets.llvm.row_kernels import RowKernels
 
 FEATURES = from_names(["avx2", "fma"])
 
 
 def test_the_operators_that_it_takes():
-    assert sorted(fused_converters(FEATURES)) == [
+    assert sorted(fused_converters(RowKernels(FEATURES))) == [
         "CacheUpdate",
         "FusedAttention",
         "FusedRMSNorm",
@@ -31,7 +32,7 @@ def test_every_fused_operator_is_a_kernel_call(
     traced_models: TracedModels, phase: Phase, tokens: int
 ):
     program, _ = rewritten(traced_models, phase, past=0, valid=1)
-    module = relax_from_program(program, fused=fused_converters(FEATURES))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(FEATURES)))
     called = kernel_calls(module)
     assert sorted(call.kind for call in called) == [
         "attention",
@@ -60,7 +61,7 @@ def test_every_fused_operator_is_a_kernel_call(
 
 def test_equal_calls_share_a_kernel(traced_models: TracedModels):
     program, _ = rewritten(traced_models, "decode", past=0, valid=1)
-    module = relax_from_program(program, fused=fused_converters(FEATURES))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(FEATURES)))
     functions = [name.name_hint for name in module.get_global_vars() if name.name_hint != "main"]
     # Three norms are one kernel, and so are the two cache updates.
     assert sorted(functions) == ["attention", "cache_update", "rms_norm", "silu_mul"]
@@ -68,7 +69,7 @@ def test_equal_calls_share_a_kernel(traced_models: TracedModels):
 
 def test_kernels_are_left_whole_by_fusion(traced_models: TracedModels):
     program, _ = rewritten(traced_models, "decode", past=0, valid=1)
-    module = relax_from_program(program, fused=fused_converters(FEATURES))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(FEATURES)))
     opaque = 8
     for name in module.get_global_vars():
         if name.name_hint != "main":

@@ -26,6 +26,7 @@ from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.linears import lower_linears
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 OUTPUTS, INPUTS, GROUP, VOCABULARY = 72, 96, 16, 500
 GROUPS = INPUTS // GROUP
@@ -119,7 +120,7 @@ def by_numpy(form: str, given: Mapping[str, np.ndarray], *, has_bias: bool) -> n
 
 
 def relax_module(program: Program) -> tvm.IRModule:
-    return relax_from_program(program, fused=fused_converters(detect()))
+    return relax_from_program(program, fused=fused_converters(RowKernels(detect())))
 
 
 def executable(module: tvm.IRModule) -> tvm.runtime.Executable:
@@ -127,14 +128,14 @@ def executable(module: tvm.IRModule) -> tvm.runtime.Executable:
     return tvm.compile(
         module,
         target=tvm.target.Target(llvm_target(features, threads=2)),
-        relax_pipeline=pipeline(features, threads=2),
+        relax_pipeline=pipeline(RowKernels(features), threads=2),
     )
 
 
 def lowered(module: tvm.IRModule, *, without: str = "") -> tvm.IRModule:
     """After the whole pipeline, or all of it but one phase."""
     features = detect()
-    phases = pipeline(features, threads=2).passes  # pyright: ignore[reportAttributeAccessIssue]
+    phases = pipeline(RowKernels(features), threads=2).passes  # pyright: ignore[reportAttributeAccessIssue]
     kept = [phase for phase in phases if phase.info.name != without]
     assert len(kept) == len(phases) - bool(without)
     with tvm.target.Target(llvm_target(features, threads=2)):
@@ -161,7 +162,7 @@ def test_a_linear_equals_onnxruntime_and_numpy(form: str, tokens: int, has_bias:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_linear_is_taken_by_its_kernel(form: str):
-    module = lower_linears(relax_module(linear_program(form, 3)), detect())
+    module = lower_linears(relax_module(linear_program(form, 3)), RowKernels(detect()))
     module = relax.transform.DeadCodeElimination()(module)
     assert sorted(call.kind for call in kernel_calls(module)) == KERNELS[form]
     rest = {"dequantize"} if form == "int8 activations, groups" else set()
@@ -189,7 +190,7 @@ def test_linears_share_the_codes_of_one_value():
         }}"""
     )
     program.functions["QuantizedTokens"] = QUANTIZED_TOKENS
-    module = lower_linears(relax_module(program), detect())
+    module = lower_linears(relax_module(program), RowKernels(detect()))
     calls = kernel_calls(relax.transform.DeadCodeElimination()(module))
     # What is computed from the codes, and no codes itself, multiplies in floats.
     kinds = sorted(call.kind for call in calls)

@@ -19,6 +19,7 @@ from targets.llvm.features import from_names
 from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import dtype_of, static_shape
 from targets.llvm.linears import lower_linears
+from targets.llvm.row_kernels import RowKernels
 
 FEATURES = from_names(["avx2", "fma"])
 Build = Callable[[relax.BlockBuilder, relax.Var, relax.Var, relax.Var], relax.Expr]
@@ -36,7 +37,7 @@ def lowered(
         with builder.dataflow():
             result = builder.emit_output(build(builder, x, w, b))
         builder.emit_func_output(result)
-    return relax.transform.DeadCodeElimination()(lower_linears(builder.get(), FEATURES))
+    return relax.transform.DeadCodeElimination()(lower_linears(builder.get(), RowKernels(FEATURES)))
 
 
 def turned(builder: relax.BlockBuilder, w: relax.Var) -> relax.Var:
@@ -133,7 +134,7 @@ def test_a_product_that_is_no_linear_is_left(build: Build):
 
 def test_attention_s_products_are_left(traced_models: TracedModels):
     program, _ = rewritten(traced_models, "decode", past=0, valid=1)
-    module = lower_linears(relax_from_program(program), FEATURES)
+    module = lower_linears(relax_from_program(program), RowKernels(FEATURES))
     module = relax.transform.DeadCodeElimination()(module)
     # Seven linears and the head; scores and context stay.
     assert len(kernel_calls(module)) == 8
@@ -146,9 +147,9 @@ def test_no_float_copy_of_a_stored_weight_is_left(
     traced_models: TracedModels, dtype: Literal["bfloat16", "float16"], phase: Phase
 ):
     program, _ = rewritten(traced_models, phase, past=0, valid=1, dtype=dtype)
-    module = relax_from_program(program, fused=fused_converters(FEATURES))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(FEATURES)))
     before = relax.transform.DeadCodeElimination()(module)
-    after = relax.transform.DeadCodeElimination()(lower_linears(module, FEATURES))
+    after = relax.transform.DeadCodeElimination()(lower_linears(module, RowKernels(FEATURES)))
 
     assert len(_widened_matrices(before, dtype)) == 8
     assert _widened_matrices(after, dtype) == []
@@ -165,8 +166,8 @@ def test_joined_linears_are_one_call_each(
 ):
     added = (FuseQKV(), FuseGateUp(), PadVocabulary(multiple=24))
     program, _ = rewritten(traced_models, "prefill", past=0, valid=1, dtype=dtype, added=added)
-    module = relax_from_program(program, fused=fused_converters(FEATURES))
-    module = relax.transform.DeadCodeElimination()(lower_linears(module, FEATURES))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(FEATURES)))
+    module = relax.transform.DeadCodeElimination()(lower_linears(module, RowKernels(FEATURES)))
 
     linears = [call for call in kernel_calls(module) if call.kind == "linear"]
     weights = {name_of(call.arguments[1]): call for call in linears}

@@ -21,6 +21,7 @@ from passes.store_weights import StoreWeights
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 pytestmark = pytest.mark.slow
 
@@ -35,9 +36,9 @@ def test_a_tiny_model_equals_the_reference(
     run_pass(StoreWeights(), program)
     features = detect()
     executable = tvm.compile(
-        relax_from_program(program, fused=fused_converters(features)),
+        relax_from_program(program, fused=fused_converters(RowKernels(features))),
         target=tvm.target.Target(llvm_target(features, threads=2)),
-        relax_pipeline=pipeline(features, threads=2),
+        relax_pipeline=pipeline(RowKernels(features), threads=2),
     )
     checkpoint = traced_models.checkpoint(NAME, layers=LAYERS)
     given = {name: value(weight, checkpoint.rows) for name, weight in program.weights.items()}

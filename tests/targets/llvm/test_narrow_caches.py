@@ -30,6 +30,7 @@ from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import dtype_of, static_shape
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 FEATURES = detect()
 DTYPES: tuple[CacheDtype, ...] = ("int8", "bfloat16", "float16")
@@ -49,14 +50,16 @@ def narrow(
 
 
 def imported(program: Program) -> tvm.IRModule:
-    return relax_from_program(join_cache_writes(program), fused=fused_converters(FEATURES))
+    return relax_from_program(
+        join_cache_writes(program), fused=fused_converters(RowKernels(FEATURES))
+    )
 
 
 def compiled(program: Program) -> tvm.runtime.Executable:
     return tvm.compile(
         imported(program),
         target=tvm.target.Target(llvm_target(FEATURES, threads=2)),
-        relax_pipeline=pipeline(FEATURES, threads=2),
+        relax_pipeline=pipeline(RowKernels(FEATURES), threads=2),
     )
 
 
@@ -134,7 +137,7 @@ def test_nothing_as_large_as_a_float32_cache_is_made(
 def largest_storage(program: Program) -> int:
     """Bytes of the largest storage that `main` asks for, once all is lowered."""
     with tvm.target.Target(llvm_target(FEATURES, threads=2)):
-        module = pipeline(FEATURES, threads=2)(imported(program))
+        module = pipeline(RowKernels(FEATURES), threads=2)(imported(program))
     sizes = re.findall(r"alloc_storage\(R\.shape\(\[(\d+)\]\)", module.script())
     assert sizes
     return max(map(int, sizes))

@@ -28,6 +28,7 @@ from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.observing import Instrument
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +69,9 @@ class Model:
         self.checkpoint = traced_models.checkpoint(NAME, layers=LAYERS)
         features = detect()
         self._executable = tvm.compile(
-            relax_from_program(program, fused=fused_converters(features)),
+            relax_from_program(program, fused=fused_converters(RowKernels(features))),
             target=tvm.target.Target(llvm_target(features, threads=2)),
-            relax_pipeline=pipeline(features, threads=2),
+            relax_pipeline=pipeline(RowKernels(features), threads=2),
         )
 
     def logits(self, recorder: Recorder | None = None) -> np.ndarray:

@@ -20,6 +20,7 @@ from compiler.relax import relax_from_program
 from targets.llvm.features import detect, llvm_target
 from targets.llvm.fused import fused_converters
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 CASES: tuple[tuple[Phase, str, tuple[tuple[int, int], ...]], ...] = (
     ("prefill", "float32", ((0, WINDOW), (5, 3), (CONTEXT - WINDOW, WINDOW), (CONTEXT - 1, 1))),
@@ -38,9 +39,9 @@ def test_a_tiny_model_equals_onnxruntime(
     features = detect()
     program, _ = rewritten(traced_models, phase, past=0, valid=1, dtype=dtype)
     executable = tvm.compile(
-        relax_from_program(program, fused=fused_converters(features)),
+        relax_from_program(program, fused=fused_converters(RowKernels(features))),
         target=tvm.target.Target(llvm_target(features, threads=2)),
-        relax_pipeline=pipeline(features, threads=2),
+        relax_pipeline=pipeline(RowKernels(features), threads=2),
     )
     checkpoint = traced_models.checkpoint(NAME, layers=LAYERS)
     for past, valid in lengths:
@@ -58,7 +59,7 @@ def test_a_tiny_model_equals_onnxruntime(
 
 
 def test_its_phases_are_named_and_in_order():
-    lowering = pipeline(detect(), threads=2)
+    lowering = pipeline(RowKernels(detect()), threads=2)
     assert lowering.info.name == "graphlower.llvm"
     steps = lowering.passes  # pyright: ignore[reportAttributeAccessIssue] - by reflection
     names = [step.info.name for step in steps]

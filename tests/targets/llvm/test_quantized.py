@@ -23,6 +23,7 @@ from targets.llvm.fused import fused_converters
 from targets.llvm.kernel_calls import dtype_of
 from targets.llvm.linears import lower_linears
 from targets.llvm.pipeline import pipeline
+from targets.llvm.row_kernels import RowKernels
 
 pytestmark = pytest.mark.slow
 
@@ -56,15 +57,15 @@ def test_a_tiny_model_equals_onnxruntime(
 ):
     features = detect()
     program, _ = quantized(traced_models, phase, operator, past=0, valid=1)
-    module = relax_from_program(program, fused=fused_converters(features))
+    module = relax_from_program(program, fused=fused_converters(RowKernels(features)))
     executable = tvm.compile(
         module,
         target=tvm.target.Target(llvm_target(features, threads=2)),
-        relax_pipeline=pipeline(features, threads=2),
+        relax_pipeline=pipeline(RowKernels(features), threads=2),
     )
     checkpoint = traced_models.checkpoint(NAME, layers=LAYERS)
     assert module.script().count("R.dequantize(") == 7
-    taken = relax.transform.DeadCodeElimination()(lower_linears(module, features))
+    taken = relax.transform.DeadCodeElimination()(lower_linears(module, RowKernels(features)))
     linears = [call for call in kernel_calls(taken) if call.kind == "linear"]
     read = [dtype_of(call.arguments[1]) for call in linears]
     assert sorted(read) == ["bfloat16", *["int8"] * 7]

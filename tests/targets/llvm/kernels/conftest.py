@@ -43,6 +43,18 @@ def features(request: pytest.FixtureRequest) -> CpuFeatures:
 @pytest.fixture
 def execute(features: CpuFeatures) -> Execute:
     """Run a PrimFunc on copies of the arrays; what each holds afterwards."""
+    return _executor(features)
+
+
+@pytest.fixture
+def execute_tiles() -> Execute:
+    """The same for kernels of AMX, which this machine has."""
+    present = detect()
+    permit_tiles(present)
+    return _executor(present)
+
+
+def _executor(features: CpuFeatures) -> Execute:
     target = tvm.target.Target(llvm_target(features, threads=2))
 
     @functools.cache
