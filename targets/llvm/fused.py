@@ -6,7 +6,6 @@ from math import prod
 
 from tvm import relax
 from tvm.ir import GlobalVar
-from tvm.relax.op.op_attrs import PermuteDimsAttrs
 
 from compiler.relax import AttributeValue, FusedConverter
 from compiler.relax.cache_writes import QUANTIZED_CACHE_UPDATE
@@ -235,9 +234,9 @@ def _turned(
 
 
 def _axes(call: relax.Call) -> tuple[int, ...]:
-    assert isinstance(call.attrs, PermuteDimsAttrs)
-    # TVM fills `axes` from C++.
-    return tuple(map(int, call.attrs.axes))  # pyright: ignore[reportAttributeAccessIssue]
+    # TVM's reflection adds the attribute.
+    axes = call.attrs.axes  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return tuple(int(axis) for axis in axes)
 
 
 def by_token(builder: relax.BlockBuilder, heads: relax.Expr) -> relax.Expr:

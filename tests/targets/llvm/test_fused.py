@@ -20,6 +20,7 @@ def test_the_operators_that_it_takes():
         "CacheUpdate",
         "FusedAttention",
         "FusedRMSNorm",
+        "FusedRotary",
         "FusedSiluMul",
         "QuantizedCacheUpdate",
         "QuantizedTokens",
