@@ -36,7 +36,7 @@ from targets.llvm.kernels.vector_math import (
 )
 
 # How far ahead of its reads a stream of weights is asked for, in bytes.
-_AHEAD = 4096
+_AHEAD = 16384
 _DOT = "llvm.x86.avx512.vpdpbusd.512"
 # So far below 2^23 that no rounding of absmax / scale reaches it, which would leave three bytes.
 _LARGEST = float(2**23 - 16)
