@@ -24,7 +24,7 @@ from compiler.numerics.program_taps import program_taps
 from compiler.numerics.tap_place import TapPlace
 from compiler.relax import import_tvm, relax_from_program
 from targets.llvm.features import CpuFeatures, llvm_target
-from targets.llvm.observing import cache_name, memory_of
+from targets.llvm.tensor_memory import cache_name, memory_of
 
 if TYPE_CHECKING:
     import tvm_ffi

@@ -21,8 +21,9 @@ from compiler.relax.collectives import serve_collectives, taking_part
 from compiler.relax.lean import import_tvm_ffi
 from compiler.relax.parameters import aligned_copy, aligned_zeros, map_parameters
 from targets.llvm.features import CpuFeatures, detect, missing, permit_tiles
-from targets.llvm.observing import Instrument, cache_name, cached_rows
+from targets.llvm.observing import Instrument
 from targets.llvm.profiling import TimedGraph, profile_of
+from targets.llvm.tensor_memory import cache_name, cached_rows
 
 if TYPE_CHECKING:
     import tvm_ffi

@@ -44,15 +44,21 @@ from targets.llvm.kernels.vector_math import (
     bfloat16_bits,
     horizontal_max,
     load,
-    part,
     prefetch,
     register,
-    slice_of,
     splat,
     store,
     transposed,
     value_of,
     zip_halves,
+)
+from targets.llvm.kernels.weight_vectors import (
+    bfloat16_words,
+    is_any_at_least_two,
+    power_of_two,
+    rounded_pair,
+    splat_integer,
+    store_words,
 )
 
 _LANES = 16
@@ -66,11 +72,8 @@ _TASKS, _MULTIPLE = 8, 4
 # The largest score of what a reference was made from has the weight 2^-20; a later weight of 2 or
 # more, which one bit of bfloat16 tells, makes a new reference.
 _MARGIN = 20.0
-_TWO = 0x4000
 # Where the scores of a step lie, and where they are made again.
 _FIRST, _AGAIN = 0, 1
-# 2^x on [0, 1), relative error 2.7e-6: minimax by Remez's algorithm.
-_POLYNOMIAL = (0.0135341678, 0.0520114601, 0.241442755, 0.693003833, 1.00000262)
 _BF16_ONE = 0x3F80
 # Pieces that a step's rows are cut into, between which other parts are emitted.
 _PIECES = 8
@@ -137,7 +140,7 @@ class _HeadPart:
         blocks = T.Bind((self.rows + (_ROWS - 1)) // _ROWS)
         with T.If(self.part < blocks), T.Then():
             with T.serial(amx.ROWS) as i:
-                _store_words(self.ones, (i, 0), _splat_int(_BF16_ONE, 32, "uint16"))
+                store_words(self.ones, (i, 0), splat_integer(_BF16_ONE, 32, "uint16"))
             with T.serial((self.keys + (_STEP - 1)) // _STEP) as step:
                 self._lay_out(step)
             # Early blocks see few keys and late ones many: parts take turns from both ends.
@@ -157,7 +160,9 @@ class _HeadPart:
         with T.serial(_TILES) as tile:
             at = [T.Bind(row(tile * 16 + j)) for j in range(16)]
             with T.serial(self.shape.head_dim // 32) as chunk:
-                pairs = [T.Bind(_words(k, (p, self.head, chunk * 32), "uint32")) for p in at]
+                pairs = [
+                    T.Bind(bfloat16_words(k, (p, self.head, chunk * 32), "uint32")) for p in at
+                ]
                 for r, vector in enumerate(transposed(pairs, _LANES)):
                     store(self.k_tiles, (step, tile, chunk, r, 0), vector, lanes=_LANES)
         with T.serial(amx.ROWS) as r:
@@ -166,10 +171,10 @@ class _HeadPart:
                 for far in (first, second):
                     prefetch(v, (far + _STEP, self.head, chunk * 32))
                     prefetch(k, (far + _STEP, self.head, chunk * 32))
-                a = T.Bind(_words(v, (first, self.head, chunk * 32), "uint16"))
-                b = T.Bind(_words(v, (second, self.head, chunk * 32), "uint16"))
+                a = T.Bind(bfloat16_words(v, (first, self.head, chunk * 32), "uint16"))
+                b = T.Bind(bfloat16_words(v, (second, self.head, chunk * 32), "uint16"))
                 for half, vector in enumerate(zip_halves(a, b, 32)):
-                    _store_words(self.v_tiles, (step, chunk * 2 + half, r, 0), vector)
+                    store_words(self.v_tiles, (step, chunk * 2 + half, r, 0), vector)
 
     def _emit_block(self, first: Expr) -> None:
         """Emit the work of 32 rows from `first`."""
@@ -185,7 +190,7 @@ class _HeadPart:
             overflow = register(32, value=0, dtype="uint16")
             with T.serial(count) as j:
                 self._advance(begin, T.Bind(done + j), steps, overflow)
-            with T.If(_is_too_large(overflow)), T.Then():
+            with T.If(is_any_at_least_two(overflow)), T.Then():
                 self._raise_references(begin, done, count)
                 with T.serial(count) as j:
                     step = done + j
@@ -307,10 +312,10 @@ class _HeadPart:
                 halves = []
                 for half in range(2):
                     score = self._scores_of(slot, key, tile, line, half, is_masked=is_masked)
-                    halves.append(_power_of_two(T.Bind(score - reference)))
-                words = T.Bind(_rounded(*halves))
+                    halves.append(power_of_two(T.Bind(score - reference)))
+                words = T.Bind(rounded_pair(*halves))
                 assign(seen, value_of(seen) | words)
-                _store_words(self.weights, (step % _STEPS, tile, line, 0), words)
+                store_words(self.weights, (step % _STEPS, tile, line, 0), words)
         _run(waiting)
         assign(overflow, value_of(seen))
 
@@ -356,7 +361,7 @@ class _HeadPart:
         with T.serial(_TILES) as tile, T.serial(amx.ROWS) as i:
             row = tile * amx.ROWS + i
             after = T.Bind(raised[row])
-            factor = _power_of_two(T.Bind(splat(self.references[row] - after, _LANES)))
+            factor = power_of_two(T.Bind(splat(self.references[row] - after, _LANES)))
             T.buffer_store(self.references, after, [row])
             at = (tile, i, 0)
             store(self.totals, at, load(self.totals, at, _LANES) * factor, lanes=_LANES)
@@ -399,67 +404,6 @@ class _HeadPart:
                 store(self.operands.out, (token, head, d * 16), value, lanes=_LANES)
 
 
-def _is_too_large(words: Buffer) -> Expr:
-    """Whether any of the weights whose bits were joined is 2 or more."""
-    bits = T.Bind(T.reinterpret(f"int32x{_LANES}", value_of(words)))
-    largest = _disjunction(bits & _splat_int(_TWO << 16 | _TWO, _LANES, "int32"))
-    return tirx.NE(largest, 0)
-
-
-def _disjunction(vector: Expr) -> Expr:
-    """Emit all lanes joined by or."""
-    width = _LANES
-    while width > 1:
-        width //= 2
-        vector = T.Bind(part(vector, 0, width) | part(vector, width, width))
-    return vector
-
-
 def _run(parts: Sequence[_Part]) -> None:
     for _, emit in parts:
         emit()
-
-
-def _power_of_two(x: Expr) -> Expr:
-    """Emit 2^x of a bound vector, -inf included: `vreduceps` leaves x - floor(x)."""
-    floor, current_rounding = (tirx.const(flag, "int32") for flag in (0x09, 0x04))
-    zeros, every = splat(0.0, _LANES), tirx.const(-1, "int16")
-    name = "llvm.x86.avx512.mask.{}.ps.512"
-    dtype = f"float32x{_LANES}"
-    fraction = T.Bind(
-        T.call_llvm_pure_intrin(
-            name.format("reduce"), x, floor, zeros, every, current_rounding, dtype=dtype
-        )
-    )
-    series = splat(_POLYNOMIAL[0], _LANES)
-    for coefficient in _POLYNOMIAL[1:]:
-        series = series * fraction + splat(coefficient, _LANES)
-    return T.Bind(
-        T.call_llvm_pure_intrin(
-            name.format("scalef"), series, x, zeros, every, current_rounding, dtype=dtype
-        )
-    )
-
-
-def _rounded(low: Expr, high: Expr) -> Expr:
-    """Emit two vectors of fp32 as one of bfloat16's bits, to nearest and ties away from zero."""
-    half = _splat_int(0x8000, _LANES, "uint32")
-    words = [
-        T.Bind(T.reinterpret("uint16x32", T.reinterpret(f"uint32x{_LANES}", vector) + half))
-        for vector in (low, high)
-    ]
-    return tirx.Shuffle(words, [tirx.const(2 * lane + 1, "int32") for lane in range(32)])
-
-
-def _words(cache: Buffer, at: Sequence[Expr | int], dtype: str) -> Expr:
-    """The bits of 32 neighbouring bfloat16, as they are or as 16 pairs."""
-    value = T.reinterpret("uint16x32", cache[(*at[:-1], slice_of(at[-1], 32))])
-    return value if dtype == "uint16" else T.reinterpret(f"uint32x{_LANES}", value)
-
-
-def _store_words(buffer: Buffer, at: Sequence[Expr | int], words: Expr) -> None:
-    store(buffer, at, words, lanes=32)
-
-
-def _splat_int(value: int, lanes: int, dtype: str) -> Expr:
-    return tirx.Broadcast(tirx.const(value, dtype), lanes)

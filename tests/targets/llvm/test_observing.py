@@ -31,8 +31,8 @@ from compiler.contracts.taps import FIRST_TAPS, LAST_TAPS, LAYER_TAPS, Observer,
 from compiler.relax.lean import import_tvm_ffi
 from compiler.stages.open_bundle import open_bundle
 from compiler.workflows.build import build
-from targets.llvm.observing import memory_of
 from targets.llvm.runner import LLVMRunner
+from targets.llvm.tensor_memory import memory_of
 
 MHA = TinyModel("mha", kv_heads=4, tied=True)
 BF16 = TinyModel("bf16", stored="bfloat16", dtype="bf16", tied=True)
@@ -467,6 +467,7 @@ from pathlib import Path
 from compiler.contracts.taps import Observer, taps_of
 from compiler.stages.open_bundle import open_bundle
 from targets.llvm.target import LLVMTarget
+from targets.llvm.tensor_memory import memory_of
 
 class Counter(Observer):
     count = 0

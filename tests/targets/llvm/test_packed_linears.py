@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import tvm
-from relax_calls import kernel_calls, operators
+from relax_calls import kernel_calls, name_of, operators
 from tvm import relax
 
 from targets.llvm.features import from_names
@@ -24,7 +24,9 @@ def unpacked(
     turned = builder.emit(relax.op.permute_dims(packed, [0, 2, 4, 1, 3, 5]))
     n, k, _, _, _, quad = static_shape(packed)
     flat = builder.emit(relax.op.reshape(turned, [32 * n, 16 * quad * k]))
-    return builder.emit(relax.op.strided_slice(flat, (0, 1), (0, 0), (outputs, inputs)))
+    # TVM annotates lists of numbers as expressions.
+    bounds = (0, 1), (0, 0), (outputs, inputs)
+    return builder.emit(relax.op.strided_slice(flat, *bounds))  # pyright: ignore[reportArgumentType]
 
 
 def widened(builder: relax.BlockBuilder, weight: relax.Var, scale: relax.Var | None) -> relax.Var:
@@ -85,7 +87,7 @@ def test_linears_over_one_x_are_one_call(dtype: str):
     module = graph.lowered(build)
     (call,) = kernel_calls(module)
     assert operators(module) == {"call_tir", "reshape"}
-    names = [one.name for one in call.arguments[1:]]
+    names = [name_of(one) for one in call.arguments[1:]]
     scaled = dtype == "int8"
     expected = [["w0", "s0"], ["w1", "s1", "b1"], ["w2", "s2"]]
     assert names == [
@@ -122,7 +124,7 @@ def test_activations_that_the_graph_does_not_round_are_not():
 def test_the_rows_of_a_window_end_with_the_last_real_one():
     module = Graph(outputs=(64,), window=True).lowered(lambda graph: graph.product(0))
     (call,) = kernel_calls(module)
-    assert call.arguments[-1].name == "valid_length"
+    assert name_of(call.arguments[-1]) == "valid_length"
 
 
 def test_an_embedding_reads_the_packed_rows():

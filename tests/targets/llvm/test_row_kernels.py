@@ -3,7 +3,7 @@
 from functools import partial
 
 import tvm
-from relax_calls import kernel_calls, operators
+from relax_calls import kernel_calls, name_of, operators
 from tvm import relax
 
 from targets.llvm.features import from_names
@@ -76,7 +76,7 @@ def test_rows_of_a_window_are_limited_and_others_not():
 
     def arguments(params: list[relax.Var]) -> list[str]:
         (call,) = kernel_calls(chosen(params, build))
-        return [one.name for one in call.arguments[2:]]
+        return [name_of(one) for one in call.arguments[2:]]
 
     assert arguments([ids, valid, x, w]) == ["valid_length"]
     assert arguments([x, w]) == []
@@ -110,7 +110,7 @@ def gated(*, is_swapped: bool = False, reads_gate: bool = False) -> tvm.IRModule
 def test_gate_and_up_give_their_activation():
     (call,) = kernel_calls(gated())
     assert call.kernel.startswith("gated_linear")
-    assert [one.name for one in call.arguments] == ["x", "w0", "w1"]
+    assert [name_of(one) for one in call.arguments] == ["x", "w0", "w1"]
 
 
 def test_what_else_is_read_stays_a_result():
