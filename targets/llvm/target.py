@@ -90,9 +90,7 @@ class LLVMTarget(Target):
         dtype = _STORAGE[_float_dtype(options)]
         stored = {"dtype": dtype}
         tiled = ()
-        # The build cuts weights for ranks behind these passes, and a packed one cannot be cut.
-        is_whole = options.tensor_parallel == 1
-        if is_whole and has_tiles(_features(options)) and dtype == "bfloat16":
+        if _uses_tiles(options):
             tiled = (PassChoice("round-activations", stored), PassChoice("pack-weights"))
         return (
             PassChoice("fuse-attention"),
@@ -170,6 +168,17 @@ class LLVMTarget(Target):
         from targets.llvm.lowered import LoweredRunner
 
         return LoweredRunner(model, features=_features(options), threads=_threads(options))
+
+
+def _uses_tiles(options: TargetOptions) -> bool:
+    """Whether products are AMX's; of features that are refused elsewhere, none are used."""
+    # The build cuts weights for ranks behind the target's passes, and a packed one cannot be cut.
+    if options.tensor_parallel > 1 or _STORAGE[_float_dtype(options)] != "bfloat16":
+        return False
+    try:
+        return has_tiles(_features(options))
+    except ConfigError:
+        return False
 
 
 def _float_dtype(options: TargetOptions) -> str:
