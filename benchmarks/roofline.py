@@ -25,6 +25,8 @@ _COLOURS: Mapping[str, str] = {
     "llama.cpp": "#7b4fb5",
 }
 _MARKERS: Mapping[str, str] = {"fp32": "o", "bf16": "s", "int8": "^", "int4": "D"}
+# Peaks whose ratio is less than this have their words in each other's way.
+_CLOSE = 1.3
 _PEAK_LINES: Mapping[str, str] = {"fp32": "-", "bf16": "--", "int8": ":"}
 
 
@@ -78,12 +80,15 @@ def _draw_roof(panel, roof: Roof, intensities: Sequence[float]) -> None:
         line = np.minimum(slope, peak)
         panel.plot(across, line, color="black", linewidth=1.2, linestyle=_PEAK_LINES[kind])
         if slope[-1] > peak:
+            # Of two lines that nearly meet, the lower one's words stand below it.
+            is_under = any(peak < other < _CLOSE * peak for other in roof.peaks.values())
             panel.annotate(
                 f"{kind} product, {peak / 1e9:,.0f} Gop/s",
                 (most, peak),
-                xytext=(-4, 4),
+                xytext=(-4, -4 if is_under else 4),
                 textcoords="offset points",
                 ha="right",
+                va="top" if is_under else "bottom",
                 fontsize=9,
             )
     if slope[-1] <= max(roof.peaks.values()):

@@ -17,8 +17,8 @@ to a layer.
 
 A product by TVM (16-bit arithmetic) shows the same where its result is the module's; a weight that
 a kernel widened or turned first still is that module's. What follows from no address is not shown:
-q, k and v of one joined weight, gate and up likewise, o and down where TVM added the residual in
-the same kernel, norms and attention that were not fused.
+q, k and v of one joined weight, gate and up likewise or where one kernel makes their activation, o
+and down where TVM added the residual in the same kernel, norms and attention that were not fused.
 
 Taps come in the order of the kernels, inputs before a kernel runs and outputs after it, so k_rot
 stands before q_rot. A value that an observer puts in place is written where it lies, or rounded to

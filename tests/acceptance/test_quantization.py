@@ -51,6 +51,7 @@ class Row:
 
 ROWS = (
     Row("fp32", "smollm2-135m", most=1e-5),
+    Row("bf16", "smollm2-135m", ("--set", "backend.dtype=bf16"), most=0.005),
     Row("w8a16, head bf16", "smollm2-135m-w8a16", FLOAT_HEAD, most=0.005),
     Row("w8a16, head int8", "smollm2-135m-w8a16", most=0.005),
     Row("w8a8, k and v floats", "smollm2-135m-w8a8", most=0.02),
