@@ -13,6 +13,7 @@ from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script.builder import ir as T
 
+from targets.llvm.kernels.dot_products import CACHE_LINE
 from targets.llvm.kernels.output_tile import added, store_tile
 from targets.llvm.kernels.register_tile import (
     RowChunks,
@@ -64,6 +65,7 @@ def outer_products(
             _widen_panel(weight, panel, first, start=start, length=length, lanes=tile.lanes)
 
             def pass_rows(group: Expr | int, vectors: int) -> None:
+                turn = T.Bind((group - chunk * chunks.tiles * tile.vectors) // tile.vectors)
                 _ask_for_outputs(y, group * tile.lanes, first, count=vectors * tile.lanes)
                 sums = zeros(vectors, tile.columns, tile.lanes)
                 multiply_accumulate(
@@ -72,6 +74,13 @@ def outer_products(
                     left=lambda m, k: load(panels, (group + m, start + k, 0), tile.lanes),
                     right=lambda n, k: panel[n, k],
                     unroll=_UNROLL if inputs % _UNROLL == 0 else 1,
+                    meanwhile=lambda step: _ask_for_weights(
+                        weight,
+                        first + tile.columns,
+                        start,
+                        line=turn * (depth // _UNROLL) + step,
+                        shape=(tile.columns, depth),
+                    ),
                 )
                 for m in range(vectors):
                     store_tile(
@@ -91,6 +100,16 @@ def _ask_for_outputs(y: Buffer, row: Expr | int, first: Expr, *, count: int) -> 
     with T.serial(count) as i:
         at = (T.min(row + i, rows - 1), T.min(first, outputs - 1))
         prefetch(y, at, is_written=True)
+
+
+def _ask_for_weights(
+    weight: StoredWeight, row: Expr, start: Expr, *, line: Expr, shape: tuple[int, int]
+) -> None:
+    """Emit a hint for a line of the next block's weights, [columns, depth], or its last one."""
+    columns, depth = shape
+    per_line = CACHE_LINE // weight.itemsize
+    element = T.Bind(T.min(line, max(columns * depth // per_line, 1) - 1) * per_line)
+    prefetch(weight.values, (row + element // depth, start + element % depth))
 
 
 def _panel_depth(inputs: int, tile: TileShape) -> int:

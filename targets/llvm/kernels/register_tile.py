@@ -41,6 +41,7 @@ def multiply_accumulate(
     left: Callable[[int, Expr], Expr],
     right: Callable[[int, Expr], Expr],
     unroll: int = 1,
+    meanwhile: Callable[[Expr], None] = lambda _step: None,
 ) -> None:
     """Emit acc[m][n] += sum over k < depth of left(m, k) * right(n, k).
 
@@ -50,9 +51,11 @@ def multiply_accumulate(
         left: Vector m at depth k.
         right: Scalar n at depth k.
         unroll: Products in one turn of the loop.
+        meanwhile: Emits what else a turn does, such as hints.
     """
     lanes = int(accumulators[0][0].shape[0])
     with T.serial(depth // unroll) as step:
+        meanwhile(step)
         for u in range(unroll):
             k = step * unroll + u
             vectors = [T.Bind(left(m, k)) for m in range(len(accumulators))]
