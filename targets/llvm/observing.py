@@ -62,6 +62,8 @@ _LEFT = {
 _FINAL_NORM = "model.norm"
 # Where the attention kernel takes a cache; scales, where it has them, are two arguments on.
 _CACHED = {"keys": 1, "values": 2}
+# The dtype of `valid_length`, which kernels over rows take.
+_LENGTH = "int64"
 _RESIDUALS = ("embed", "resid1", "resid2")
 # Kernels of (x, weight, ...): ours, and TVM's own products. Digits tell equal names apart.
 _OF_MODULE = re.compile(
@@ -286,7 +288,8 @@ class Instrument:
 
     def _is_whole(self, module: str, tensors: Sequence["tvm_ffi.Tensor"]) -> bool:
         """Whether the result is the module's: of all its parameters, and of nothing else."""
-        return self._made_of(tensors[1:-1]) == self._params[module]
+        operands = [one for one in tensors[1:-1] if str(one.dtype) != _LENGTH]
+        return self._made_of(operands) == self._params[module]
 
     def _note_form(self, kernel: str, tensors: Sequence["tvm_ffi.Tensor"]) -> None:
         """A kernel that takes one module's parameters alone makes another form of its weight."""
