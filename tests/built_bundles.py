@@ -47,6 +47,7 @@ class TinyModel:
         features: `backend.compile.features`; None leaves them to the machine.
         kept: `position` of insert-strided-slice; `all` leaves the slice out.
         added: Passes after the default ones.
+        dropped: Passes of the default ones or the target's that are left out; with no others added.
         variant: One of `family_variants`, in place of the sizes here; empty: none.
         ways: `model_kwargs.tp`.
         align_qkv: `model_kwargs.align_qkv`.
@@ -69,6 +70,7 @@ class TinyModel:
     features: tuple[str, ...] | None = None
     kept: Literal["all", "last", "last_valid"] = "last_valid"
     added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     variant: str = ""
     ways: int = 1
     align_qkv: bool = False
@@ -158,7 +160,11 @@ def _is_measured(model: TinyModel) -> bool:
     return replace(model, ways=1, batch=1) == TINY or bool(model.variant or model.added)
 
 
-def _passes(model: TinyModel) -> list[object] | None:
+def _passes(model: TinyModel) -> object:
+    if model.dropped:
+        assert not model.added, "passes are dropped or added"
+        assert model.kept == "last_valid", "passes are dropped or listed"
+        return {"drop": list(model.dropped)}
     if model.kept == "last_valid":
         return [*DEFAULT_PASSES, *model.added] if model.added else None
     kept = [] if model.kept == "all" else [{"insert-strided-slice": {"position": model.kept}}]
