@@ -28,7 +28,7 @@ NINE = TinyModel(heads=9, kv_heads=3, hidden=72)
 # Two windows of the prompt, and single tokens behind it.
 PROMPT = tuple(range(3, 40))
 # It would stand before the passes that the target adds, too.
-OWN_PASS = ["shard-pass", *["pass-order"] * 4]
+OWN_PASS = ["shard-pass", *(["pass-order"] * 5)]
 OPTIONS = GenerateOptions(max_tokens=5, keep_logits=True)
 
 
